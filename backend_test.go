@@ -169,19 +169,9 @@ func stopSharedRedis() {
 // open connects a client that is closed with the test.
 func (b backend) open(t testing.TB) redis.UniversalClient {
 	t.Helper()
-	var rdb redis.UniversalClient
-	if b.cluster {
-		o, err := redis.ParseClusterURL(b.url)
-		if err != nil {
-			t.Fatal(err)
-		}
-		rdb = redis.NewClusterClient(o)
-	} else {
-		o, err := redis.ParseURL(b.url)
-		if err != nil {
-			t.Fatal(err)
-		}
-		rdb = redis.NewClient(o)
+	rdb, err := openRedis(t.Context(), b.url)
+	if err != nil {
+		t.Fatal(err)
 	}
 	t.Cleanup(func() { rdb.Close() })
 	return rdb
