@@ -1,0 +1,308 @@
+package main
+
+import (
+	"bytes"
+	"crypto/rand"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"runtime/debug"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/gobwas/ws"
+)
+
+// Types of Socket.IO packets. A server with one namespace and no binary data needs no more.
+const (
+	socketConnect      = '0'
+	socketDisconnect   = '1'
+	socketEvent        = '2'
+	socketAck          = '3'
+	socketConnectError = '4'
+)
+
+const maxAckDigits = 20 // more than any counter of a client has
+
+var (
+	errPacket = closeError{ws.StatusPolicyViolation, "not a Socket.IO packet that is allowed here"}
+	errPanic  = closeError{ws.StatusInternalServerError, "internal error"}
+)
+
+// app is what the clients are for.
+type app interface {
+	// connect welcomes c or refuses it: then refusal is the JSON data of CONNECT_ERROR, {"message":…,"data":…}, and p is
+	// nil. auth is the JSON object that came with CONNECT, or empty. It runs as events do.
+	connect(c *client, auth []byte) (p peer, refusal []byte)
+}
+
+// peer is the application's side of one connected client. Its methods are never called at the same time.
+type peer interface {
+	// event is an event of the client, on the goroutine that reads from it: the next packet waits. args are JSON values
+	// that may be kept.
+	event(name string, args []json.RawMessage, id ackID)
+	// ended comes exactly once, after the last event.
+	ended(reason endReason)
+}
+
+// ponger is a peer that wants to know of the client's answers to Engine.IO pings.
+type ponger interface {
+	// pong comes as events do.
+	pong()
+}
+
+// ackID is the id of an acknowledgement that the client waits for, digit by digit as it was sent; nil if it wants none.
+type ackID []byte
+
+// endReason tells a client that said goodbye from one that was lost.
+type endReason int
+
+const (
+	endAbrupt   endReason = iota // the transport is gone: closed by either side, failed, silent, or too slow
+	endByClient                  // the client sent DISCONNECT
+	endByServer                  // disconnect was called
+)
+
+// link carries a client's packets; see engineio.go for its two kinds. None of its methods waits for the network, and none
+// calls the client back on the same goroutine.
+type link interface {
+	queue(f frame) (flush bool)
+	flush()
+	finish(why closeError) // closes after what is queued has left
+	shut(why closeError)   // closes
+}
+
+// client is one Socket.IO client on namespace "/". Its methods may be called from any goroutine at any time, also inside
+// of event; they never wait for the network.
+type client struct {
+	id     string
+	addr   string
+	app    app
+	log    *slog.Logger
+	link   link
+	ending atomic.Int32 // 0, or 1 + the endReason of close or disconnect
+
+	in     sync.Mutex // one packet, or the end, at a time; nothing that sends takes it
+	peer   peer       // once connected
+	over   bool
+	silent *time.Timer // closes a client that does not connect; nil once connected
+}
+
+// newID is what others see of a client: 20 random characters. The Engine.IO sid is none of their business, because whoever
+// knows it can speak for the client.
+func newID() string {
+	var b [15]byte
+	_, _ = rand.Read(b[:]) // never fails
+	return base64.RawURLEncoding.EncodeToString(b[:])
+}
+
+// begin gives the client its time to connect.
+func (c *client) begin(within time.Duration) {
+	c.in.Lock()
+	defer c.in.Unlock()
+	if !c.over {
+		c.silent = time.AfterFunc(within, c.close)
+	}
+}
+
+// ID is the Socket.IO id, the connId of presence.
+func (c *client) ID() string { return c.id }
+
+// remoteAddr is the address of the peer of the connection, with port.
+func (c *client) remoteAddr() string { return c.addr }
+
+// send sends one packet.
+func (c *client) send(f frame) {
+	if c.queue(f) {
+		c.flush()
+	}
+}
+
+// queue puts f behind what was sent before. It reports whether the client needs a flush now: so that the frames of a batch
+// leave in one write.
+func (c *client) queue(f frame) bool { return c.link.queue(f) }
+
+// flush writes what is queued.
+func (c *client) flush() { c.link.flush() }
+
+// ack acknowledges an event with one JSON argument; without an id nobody waits for it.
+func (c *client) ack(id ackID, payload []byte) {
+	if id != nil {
+		c.send(newFrame([]byte{socketAck}, id, []byte{'['}, payload, []byte{']'}))
+	}
+}
+
+// close closes the transport without a word: socket.io-client comes back by itself.
+func (c *client) close() {
+	c.ending.CompareAndSwap(0, 1+int32(endAbrupt))
+	c.link.shut(errClosed)
+}
+
+// disconnect says goodbye for good: after a DISCONNECT socket.io-client stays away.
+func (c *client) disconnect() {
+	c.ending.CompareAndSwap(0, 1+int32(endByServer))
+	c.send(newFrame([]byte{socketDisconnect}))
+	c.link.finish(errLeft)
+}
+
+// receive takes one Socket.IO packet, whose memory it may keep. After an error the link has to close.
+func (c *client) receive(packet []byte) (err error) {
+	c.in.Lock()
+	defer c.in.Unlock()
+	if c.over || c.ending.Load() != 0 {
+		return errClosed
+	}
+	defer c.recovered(&err)
+	return c.packet(packet)
+}
+
+// pong tells the application, if it wants to know, that the client answered a ping.
+func (c *client) pong() (err error) {
+	c.in.Lock()
+	defer c.in.Unlock()
+	if p, ok := c.peer.(ponger); ok && !c.over {
+		defer c.recovered(&err)
+		p.pong()
+	}
+	return nil
+}
+
+// end is the end, once the link takes no more packets.
+func (c *client) end() {
+	reason := endAbrupt
+	if n := c.ending.Load(); n != 0 {
+		reason = endReason(n - 1)
+	}
+	c.in.Lock()
+	defer c.in.Unlock()
+	c.endLocked(reason)
+}
+
+func (c *client) endLocked(reason endReason) {
+	if c.over {
+		return
+	}
+	c.over = true
+	c.stopWaiting()
+	if c.peer != nil {
+		var err error // logged
+		defer c.recovered(&err)
+		c.peer.ended(reason)
+	}
+}
+
+func (c *client) stopWaiting() {
+	if c.silent != nil {
+		c.silent.Stop()
+		c.silent = nil
+	}
+}
+
+// recovered keeps a panic of the application to this client.
+func (c *client) recovered(err *error) {
+	if p := recover(); p != nil {
+		c.log.Error("panic while serving a client", "conn", c.id, "panic", p, "stack", string(debug.Stack()))
+		*err = errPanic
+	}
+}
+
+func (c *client) packet(b []byte) error {
+	if len(b) == 0 {
+		return errPacket
+	}
+	kind, rest := b[0], b[1:]
+	if len(rest) > 0 && rest[0] == '/' {
+		name, after, _ := bytes.Cut(rest, []byte{','})
+		if len(name) > 1 {
+			return c.otherNamespace(kind, name)
+		}
+		rest = after
+	}
+	switch {
+	case kind == socketConnect && c.peer == nil:
+		return c.welcome(rest)
+	case c.peer == nil:
+		return errPacket
+	case kind == socketEvent:
+		return c.event(rest)
+	case kind == socketAck:
+		return nil // this server asks for none
+	case kind == socketDisconnect && len(rest) == 0:
+		c.endLocked(endByClient)
+		return errLeft
+	}
+	return errPacket // a second CONNECT, binary packets, unknown ones
+}
+
+func (c *client) otherNamespace(kind byte, name []byte) error {
+	if kind != socketConnect {
+		return errPacket
+	}
+	c.send(newFrame([]byte{socketConnectError}, name, []byte(`,{"message":"Invalid namespace"}`)))
+	return nil
+}
+
+// welcome handles CONNECT. A client that is refused may try again until its time is over.
+func (c *client) welcome(auth []byte) error {
+	if len(auth) > 0 && (auth[0] != '{' || !json.Valid(auth)) {
+		return errPacket
+	}
+	p, refusal := c.app.connect(c, auth)
+	if p == nil {
+		c.send(newFrame([]byte{socketConnectError}, refusal))
+		return nil
+	}
+	c.peer = p
+	c.stopWaiting()
+	c.send(newFrame([]byte{socketConnect}, fmt.Appendf(nil, `{"sid":%q}`, c.id)))
+	return nil
+}
+
+func (c *client) event(b []byte) error {
+	digits := 0
+	for digits < len(b) && '0' <= b[digits] && b[digits] <= '9' {
+		digits++
+	}
+	args, ok := splitArray(b[digits:])
+	if !ok || digits > maxAckDigits || len(args) == 0 {
+		return errPacket
+	}
+	name, ok := eventName(args[0])
+	if !ok {
+		return errPacket
+	}
+	var id ackID
+	if digits > 0 {
+		id = ackID(b[:digits:digits])
+	}
+	c.peer.event(name, args[1:], id)
+	return nil
+}
+
+// eventName decodes the first element of an EVENT, which must be a string, and none of those that Socket.IO reserves for
+// itself.
+func eventName(raw json.RawMessage) (string, bool) {
+	if len(raw) < 2 || raw[0] != '"' {
+		return "", false
+	}
+	name := string(raw[1 : len(raw)-1])
+	if bytes.IndexByte(raw, '\\') >= 0 && json.Unmarshal(raw, &name) != nil {
+		return "", false
+	}
+	switch name {
+	case "connect", "connect_error", "disconnect", "disconnecting", "newListener", "removeListener":
+		return "", false
+	}
+	return name, true
+}
+
+// eventFrame is an event with arguments that are JSON.
+func eventFrame(name string, args ...[]byte) frame {
+	b := appendString([]byte{socketEvent, '['}, name)
+	for _, a := range args {
+		b = append(append(b, ','), a...)
+	}
+	return newFrame(b, []byte{']'})
+}

@@ -1,0 +1,545 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"slices"
+	"sync"
+	"syscall"
+	"time"
+	"unicode/utf8"
+
+	"github.com/gobwas/ws"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	readBuffer = 256         // bytes; nearly every frame of a client fits, and an idle connection pays for no more
+	readStep   = 4096        // bytes; a frame's announced length alone makes nobody allocate more than this
+	linger     = time.Second // for a client to take the last frames before its connection is closed
+	maxGather  = 1024        // frames of one writev: IOV_MAX of Linux
+	keptQueue  = 8           // slots of an empty queue that are kept for the next frames
+)
+
+// closeError is why a WebSocket has to end, as its close frame tells the client.
+type closeError struct {
+	status ws.StatusCode
+	why    string // at most 123 bytes
+}
+
+func (e closeError) Error() string {
+	return fmt.Sprintf("WebSocket closed with %d: %s", e.status, e.why)
+}
+
+var (
+	errClosed   = closeError{ws.StatusGoingAway, "closed by the server"}
+	errLeft     = closeError{ws.StatusNormalClosure, ""}
+	errProtocol = closeError{ws.StatusProtocolError, "not a frame of RFC 6455"}
+	errBinary   = closeError{ws.StatusUnsupportedData, "text only"}
+	errUTF8     = closeError{ws.StatusInvalidFramePayloadData, "not UTF-8"}
+	errTooLarge = closeError{ws.StatusMessageTooBig, "message too large"}
+
+	errTooSlow = errors.New("client does not read what is sent to it")
+)
+
+// frame is one ready WebSocket text frame with an Engine.IO message packet, header included. All recipients share it;
+// nobody changes it.
+type frame []byte
+
+// newFrame joins the parts of a Socket.IO packet to a frame.
+func newFrame(packet ...[]byte) frame { return textFrame(packetMessage, packet...) }
+
+// packet is the Engine.IO packet inside.
+func (f frame) packet() []byte {
+	switch f[1] {
+	case 126:
+		return f[4:]
+	case 127:
+		return f[10:]
+	}
+	return f[2:]
+}
+
+// textFrame is the frame of an Engine.IO packet of any kind.
+func textFrame(kind byte, payload ...[]byte) frame {
+	n := 1
+	for _, p := range payload {
+		n += len(p)
+	}
+	f := append(startFrame(ws.OpText, n), kind)
+	for _, p := range payload {
+		f = append(f, p...)
+	}
+	return f
+}
+
+func controlFrame(op ws.OpCode, payload []byte) frame {
+	return append(startFrame(op, len(payload)), payload...)
+}
+
+func closeFrame(e closeError) frame {
+	return controlFrame(ws.OpClose, ws.NewCloseFrameBody(e.status, e.why))
+}
+
+// startFrame is the header of an unfragmented, unmasked frame, which is what a server sends, with room for n bytes.
+func startFrame(op ws.OpCode, n int) frame {
+	f := make([]byte, 0, ws.HeaderSize(ws.Header{Length: int64(n)})+n)
+	f = append(f, 0x80|byte(op))
+	switch {
+	case n < 126:
+		return append(f, byte(n))
+	case n <= 0xffff:
+		return binary.BigEndian.AppendUint16(append(f, 126), uint16(n))
+	}
+	return binary.BigEndian.AppendUint64(append(f, 127), uint64(n))
+}
+
+// webSocket is one connection: reading is for the goroutine that owns it, writing and closing for anybody.
+type webSocket struct {
+	outbox
+	in frameReader
+}
+
+// accept answers the WebSocket handshake and takes the connection from the HTTP server, whose buffers go with the
+// request. On an error the answer has been given.
+func accept(w http.ResponseWriter, r *http.Request, o *socketOptions) (*webSocket, error) {
+	conn, buffered, _, err := ws.HTTPUpgrader{Timeout: o.WriteTimeout}.Upgrade(r, w)
+	if err != nil {
+		if conn != nil {
+			_ = conn.Close()
+		}
+		return nil, fmt.Errorf("WebSocket handshake: %w", err)
+	}
+	early, err := buffered.Reader.Peek(buffered.Reader.Buffered())
+	if err != nil {
+		_ = conn.Close()
+		return nil, fmt.Errorf("WebSocket handshake: %w", err)
+	}
+	x := &webSocket{}
+	x.init(conn, bytes.Clone(early), o)
+	return x, nil
+}
+
+// init makes x ready for conn; early is what the client sent in the same segment as its handshake.
+func (x *webSocket) init(conn net.Conn, early []byte, o *socketOptions) {
+	var from io.Reader = conn
+	if len(early) > 0 {
+		from = io.MultiReader(bytes.NewReader(early), conn)
+	}
+	x.in = frameReader{in: bufio.NewReaderSize(from, readBuffer), max: o.MaxMessageBytes, state: ws.StateServerSide}
+	x.outbox = outbox{conn: conn, limit: o.MaxUnsentBytes, timeout: o.WriteTimeout}
+	if c, ok := conn.(syscall.Conn); ok {
+		x.raw, _ = c.SyscallConn() // without one, a goroutine writes
+	}
+	x.attempt = x.writeOnce
+}
+
+// receive returns the next text message, and answers control frames on the way. At most the first readBuffer bytes of
+// a message are valid only until the next call: longer ones have memory of their own.
+func (x *webSocket) receive() ([]byte, error) {
+	for {
+		op, payload, err := x.in.next()
+		if err != nil {
+			return nil, err
+		}
+		switch op {
+		case ws.OpText:
+			return payload, nil
+		case ws.OpPing:
+			x.send(controlFrame(ws.OpPong, payload))
+		case ws.OpClose:
+			return nil, closeReply(payload)
+		}
+	}
+}
+
+// closeReply is the status that answers a client's close frame: its own, or that it is none.
+func closeReply(payload []byte) closeError {
+	if len(payload) == 0 {
+		return errLeft
+	}
+	code, reason := ws.ParseCloseFrameData(payload)
+	if ws.CheckCloseFrameData(code, reason) != nil {
+		return errProtocol
+	}
+	return closeError{code, ""}
+}
+
+// end closes the connection after its reader stopped with cause, and returns when nothing of it is left. A client that
+// broke the protocol is told so; one that went away is not waited for.
+func (x *webSocket) end(cause error) {
+	var told closeError
+	switch {
+	case errors.As(cause, &told):
+		x.finish(told)
+	case !x.closing():
+		x.cut(cause)
+	}
+	x.awaitEnd()
+}
+
+// kept is a message that may outlive the next call of receive.
+func kept(message []byte) []byte {
+	if len(message) <= readBuffer {
+		return bytes.Clone(message)
+	}
+	return message
+}
+
+// frameReader takes apart what a client sends, as RFC 6455 wants it from a server without extensions.
+type frameReader struct {
+	in      *bufio.Reader
+	max     int // bytes of one message, all its fragments together
+	state   ws.State
+	message []byte                     // the fragments so far
+	scratch [ws.MaxHeaderSize - 2]byte // for ReadHeaderBuffer
+}
+
+// next returns a control frame or a whole text message, good until the next call. A violation is a closeError.
+func (r *frameReader) next() (ws.OpCode, []byte, error) {
+	for {
+		h, err := r.header()
+		if err != nil {
+			return 0, nil, err
+		}
+		if h.OpCode.IsControl() {
+			payload, err := r.small(h)
+			return h.OpCode, payload, err
+		}
+		payload, err := r.fragment(h)
+		if err != nil {
+			return 0, nil, err
+		}
+		if h.Fin {
+			if !utf8.Valid(payload) {
+				return 0, nil, errUTF8
+			}
+			return ws.OpText, payload, nil
+		}
+	}
+}
+
+// header reads and checks one frame's header; the frame is then known to fit.
+func (r *frameReader) header() (ws.Header, error) {
+	start, err := r.in.Peek(2)
+	if err != nil {
+		return ws.Header{}, err
+	}
+	form := start[1] & 0x7f
+	h, err := ws.ReadHeaderBuffer(r.in, r.scratch[:])
+	if errors.Is(err, ws.ErrHeaderLengthMSB) {
+		return h, errProtocol
+	}
+	if err != nil {
+		return h, err
+	}
+	minimal := form < 126 || form == 126 && h.Length > 125 || form == 127 && h.Length > 0xffff
+	switch {
+	case !minimal || ws.CheckHeader(h, r.state) != nil:
+		return h, errProtocol
+	case h.OpCode == ws.OpBinary:
+		return h, errBinary
+	case h.OpCode.IsData() && h.Length > int64(r.max-len(r.message)):
+		return h, errTooLarge
+	}
+	return h, nil
+}
+
+// fragment reads the payload of a data frame: with the last one it returns the message.
+func (r *frameReader) fragment(h ws.Header) ([]byte, error) {
+	if h.Fin && !r.state.Fragmented() && h.Length <= readBuffer {
+		return r.small(h)
+	}
+	start := len(r.message)
+	if err := r.grow(int(h.Length)); err != nil {
+		return nil, err
+	}
+	ws.Cipher(r.message[start:], h.Mask, 0)
+	if !h.Fin {
+		r.state = r.state.Set(ws.StateFragmented)
+		return nil, nil
+	}
+	message := r.message
+	r.message, r.state = nil, r.state.Clear(ws.StateFragmented)
+	return message, nil
+}
+
+// small unmasks a payload where it lies, in the read buffer.
+func (r *frameReader) small(h ws.Header) ([]byte, error) {
+	payload, err := r.in.Peek(int(h.Length))
+	if err != nil {
+		return nil, err
+	}
+	ws.Cipher(payload, h.Mask, 0)
+	_, err = r.in.Discard(len(payload))
+	return payload, err
+}
+
+// grow appends n bytes of the connection to the message, with memory for what has come and not for what is announced.
+func (r *frameReader) grow(n int) error {
+	for n > 0 {
+		have := len(r.message)
+		step := min(n, max(readStep, have))
+		r.message = slices.Grow(r.message, step)[:have+step]
+		if _, err := io.ReadFull(r.in, r.message[have:]); err != nil {
+			return err
+		}
+		n -= step
+	}
+	return nil
+}
+
+// outbox is the writing half of a WebSocket: a bounded queue of ready frames, handed to the kernel by whoever added one,
+// in one writev that does not wait. Only while the kernel refuses some does a goroutine wait for it.
+type outbox struct {
+	conn    net.Conn
+	raw     syscall.RawConn
+	attempt func(fd uintptr) bool // writeOnce, bound once: a write then allocates nothing
+	limit   int                   // bytes that may wait, 0 = any number
+	timeout time.Duration         // for the client to accept a byte
+
+	mu       sync.Mutex // a leaf: nothing is locked under it
+	queued   [][]byte   // the first one may be partly written
+	bytes    int        // in queued
+	promised bool       // somebody is going to flush
+	draining chan struct{}
+	deadline time.Time // of all that is queued, once no more is accepted
+	ended    bool      // no more frames are accepted
+	gone     bool      // the connection is closed
+	cause    error     // of a failed write
+}
+
+// send writes f, or what the kernel takes of it.
+func (o *outbox) send(f frame) {
+	if o.queue(f) {
+		o.flush()
+	}
+}
+
+// queue adds f and reports whether the caller has to flush. A client that has let more than limit bytes pile up is cut;
+// one frame alone may be larger.
+func (o *outbox) queue(f frame) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.ended {
+		return false
+	}
+	if o.over(len(f)) {
+		o.write() // the kernel has perhaps not been asked yet
+		if o.over(len(f)) {
+			o.kill(errTooSlow)
+			return false
+		}
+	}
+	o.queued = append(o.queued, f)
+	o.bytes += len(f)
+	first := !o.promised && o.draining == nil
+	o.promised = o.promised || first
+	return first
+}
+
+func (o *outbox) over(n int) bool { return o.limit > 0 && o.bytes > 0 && o.bytes+n > o.limit }
+
+func (o *outbox) flush() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.promised = false
+	o.write()
+}
+
+// write hands the kernel what it takes and leaves the rest to a goroutine. Call it under mu.
+func (o *outbox) write() {
+	if o.gone || o.draining != nil || len(o.queued) == 0 {
+		return
+	}
+	if o.raw != nil {
+		if err := o.raw.Write(o.attempt); err != nil || o.cause != nil {
+			o.kill(err)
+			return
+		}
+	}
+	if len(o.queued) > 0 {
+		o.draining = make(chan struct{})
+		go o.drain(o.draining)
+	}
+}
+
+// writeOnce writes until the queue is empty or the kernel takes no more. Call it under mu.
+func (o *outbox) writeOnce(fd uintptr) bool {
+	for len(o.queued) > 0 {
+		n, err := unix.Writev(int(fd), o.queued[:min(len(o.queued), maxGather)])
+		switch {
+		case err == nil:
+			o.taken(n)
+		case errors.Is(err, unix.EAGAIN):
+			return true
+		case !errors.Is(err, unix.EINTR):
+			o.cause = err
+			return true
+		}
+	}
+	return true
+}
+
+// taken removes the first n bytes from the queue.
+func (o *outbox) taken(n int) {
+	o.bytes -= n
+	done := 0
+	for done < len(o.queued) && n >= len(o.queued[done]) {
+		n -= len(o.queued[done])
+		o.queued[done] = nil
+		done++
+	}
+	switch {
+	case done < len(o.queued):
+		o.queued = o.queued[done:]
+		o.queued[0] = o.queued[0][n:]
+	case cap(o.queued) <= keptQueue:
+		o.queued = o.queued[:0]
+	default:
+		o.queued = nil
+	}
+}
+
+// drain waits for the kernel to take the rest. A client that accepts no byte for the timeout is cut.
+func (o *outbox) drain(done chan struct{}) {
+	defer close(done)
+	for {
+		err := o.push()
+		o.mu.Lock()
+		if err != nil || o.cause != nil {
+			o.kill(err)
+		}
+		if len(o.queued) == 0 {
+			_ = o.conn.SetWriteDeadline(time.Time{})
+			o.draining = nil
+			o.mu.Unlock()
+			return
+		}
+		o.mu.Unlock()
+	}
+}
+
+// push waits until the kernel has taken something.
+func (o *outbox) push() error {
+	o.mu.Lock()
+	deadline := o.deadline
+	if deadline.IsZero() {
+		deadline = time.Now().Add(o.timeout)
+	}
+	_ = o.conn.SetWriteDeadline(deadline)
+	o.mu.Unlock()
+	if o.raw == nil {
+		return o.pushPlain()
+	}
+	return o.raw.Write(func(fd uintptr) bool {
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		before := o.bytes
+		o.writeOnce(fd)
+		return o.bytes < before || o.bytes == 0 || o.cause != nil
+	})
+}
+
+// pushPlain is push for a connection that is no file descriptor.
+func (o *outbox) pushPlain() error {
+	o.mu.Lock()
+	if len(o.queued) == 0 {
+		o.mu.Unlock()
+		return nil
+	}
+	f := o.queued[0]
+	o.mu.Unlock()
+	n, err := o.conn.Write(f)
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if len(o.queued) > 0 {
+		o.taken(n)
+	}
+	if n > 0 && errors.Is(err, os.ErrDeadlineExceeded) {
+		return nil
+	}
+	return err
+}
+
+// finish accepts no further frame and has the connection closed by its reader: after what is queued, and a close frame
+// that says why, have left, or after the timeout.
+func (o *outbox) finish(why closeError) {
+	o.send(closeFrame(why))
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.ended {
+		return // another one was first
+	}
+	o.ended = true
+	o.deadline = time.Now().Add(o.timeout)
+	o.write()
+	if o.draining != nil {
+		_ = o.conn.SetWriteDeadline(o.deadline)
+	}
+	_ = o.conn.SetReadDeadline(time.Unix(1, 0)) // wakes the reader
+}
+
+// shut is finish without patience: what the kernel does not take at once is lost.
+func (o *outbox) shut(why closeError) {
+	o.finish(why)
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.draining != nil {
+		o.kill(errClosed)
+	}
+}
+
+// cut closes the connection now.
+func (o *outbox) cut(cause error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.kill(cause)
+}
+
+// kill is cut under mu.
+func (o *outbox) kill(cause error) {
+	if o.cause == nil {
+		o.cause = cause
+	}
+	o.ended, o.gone = true, true
+	o.queued, o.bytes = nil, 0
+	_ = o.conn.Close()
+}
+
+func (o *outbox) closing() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.ended
+}
+
+// reason is what the connection ended of, from the writing side; nil while that is well.
+func (o *outbox) reason() error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.cause
+}
+
+// awaitEnd returns when the connection is closed and no goroutine writes to it. The client gets a while to take the last
+// frames: to close at once, with input unread, would reset the connection and could destroy them on their way.
+func (o *outbox) awaitEnd() {
+	o.mu.Lock()
+	draining := o.draining
+	o.mu.Unlock()
+	if draining != nil {
+		<-draining
+	}
+	half, ok := o.conn.(interface{ CloseWrite() error })
+	if ok && half.CloseWrite() == nil {
+		_ = o.conn.SetReadDeadline(time.Now().Add(linger))
+		_, _ = io.Copy(io.Discard, o.conn) // ends with the client's side, or the deadline
+	}
+	o.cut(errClosed)
+}
