@@ -1,0 +1,452 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+const (
+	// A subscription that was silent for so long is asked whether it lives, and given up after as long again.
+	subscriptionProbe = 2 * time.Second
+
+	// Pause before lost subscriptions are opened again.
+	subscriptionPause = 50 * time.Millisecond
+
+	// Messages that wait for the dispatcher. When so many wait, Redis holds the rest.
+	bridgeBuffer = 4096
+
+	// Channels in one SUBSCRIBE.
+	subscribeBatch = 500
+)
+
+// Subscribe calls handler for every event of every room, one at a time, until Stop or the end of ctx. It returns once Redis
+// has confirmed the subscription. While the connection to Redis is lost later on, events are missed: Snapshot tells what
+// became of the rooms. With sharded Pub/Sub, which has no patterns, it is an error.
+func (s *Service) Subscribe(ctx context.Context, handler func(Event)) error {
+	if s.options.Sharded {
+		return errors.New("sharded Pub/Sub has no pattern subscription")
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	detach := context.AfterFunc(s.ctx, cancel)
+	confirmed := make(chan struct{}, 1)
+	s.work.Go(func() {
+		defer detach()
+		defer cancel()
+		for ctx.Err() == nil {
+			err := receive(ctx, s.rdb.PSubscribe(ctx, eventsPattern), func(item any) { handle(item, handler, confirmed) })
+			s.options.Logger.Debug("subscription lost", "error", err)
+			pause(ctx, subscriptionPause)
+		}
+	})
+	select {
+	case <-confirmed:
+		return nil
+	case <-ctx.Done():
+		return unavailable(ctx.Err())
+	}
+}
+
+func handle(item any, handler func(Event), confirmed chan<- struct{}) {
+	switch m := item.(type) {
+	case *redis.Subscription:
+		select {
+		case confirmed <- struct{}{}:
+		default:
+		}
+	case *redis.Message:
+		if event, ok := parseMessage(m.Payload); ok {
+			handler(event.Event)
+		}
+	}
+}
+
+// receive hands over what a subscription brings until it fails, does not answer a probe, or ctx ends. It closes it.
+func receive(ctx context.Context, ps *redis.PubSub, deliver func(item any)) error {
+	var heard atomic.Bool
+	ctx, cancel := context.WithCancel(ctx)
+	var watch sync.WaitGroup
+	watch.Go(func() { probe(ctx, ps, &heard) })
+	defer watch.Wait()
+	defer cancel()
+	for {
+		item, err := ps.Receive(ctx)
+		if err != nil {
+			return err
+		}
+		heard.Store(true)
+		deliver(item)
+	}
+}
+
+// probe closes a subscription at the end of ctx, or when nothing came in from it, not even an answer to a PING.
+func probe(ctx context.Context, ps *redis.PubSub, heard *atomic.Bool) {
+	defer func() { _ = ps.Close() }()
+	tick := time.NewTicker(subscriptionProbe)
+	defer tick.Stop()
+	for asked := false; ; {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		switch {
+		case heard.Swap(false):
+			asked = false
+		case asked || ps.Ping(ctx) != nil:
+			return
+		default:
+			asked = true
+		}
+	}
+}
+
+func pause(ctx context.Context, d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+	case <-timer.C:
+	}
+}
+
+// bridgeSink is told what a bridge hears, by one goroutine.
+type bridgeSink interface {
+	subscribed(room string)       // nothing is missed from here on, until the next call
+	message(room, payload string) // a message of the room's channel
+	settled()                     // nothing else waits at the moment
+}
+
+// bridge subscribes to the channels of single rooms: over one connection with classic Pub/Sub, over one to each
+// master with sharded Pub/Sub.
+type bridge struct {
+	rdb     redis.UniversalClient
+	sharded bool
+	sink    bridgeSink
+	log     *slog.Logger
+
+	mu      sync.Mutex
+	wanted  map[string]bool     // rooms
+	placed  map[string]*line    // room → the line that carries it
+	lines   map[string]*line    // open lines by the address of their master, "" with classic Pub/Sub
+	changed map[string]struct{} // rooms whose place is to be seen to
+	wake    chan struct{}
+
+	incoming chan bridgeItem
+	ctx      context.Context
+	stop     context.CancelFunc
+	work     sync.WaitGroup
+}
+
+// line is one subscription connection, from its opening until it fails.
+type line struct {
+	master string
+	ps     *redis.PubSub
+}
+
+// bridgeItem is a message, or with subscribed the confirmation of a subscription.
+type bridgeItem struct {
+	room, payload string
+	subscribed    bool
+}
+
+func newBridge(rdb redis.UniversalClient, sharded bool, sink bridgeSink, log *slog.Logger) *bridge {
+	b := &bridge{
+		rdb: rdb, sharded: sharded, sink: sink, log: log,
+		wanted:   map[string]bool{},
+		placed:   map[string]*line{},
+		lines:    map[string]*line{},
+		changed:  map[string]struct{}{},
+		wake:     make(chan struct{}, 1),
+		incoming: make(chan bridgeItem, bridgeBuffer),
+	}
+	b.ctx, b.stop = context.WithCancel(context.Background())
+	b.work.Go(b.placeLoop)
+	b.work.Go(b.dispatchLoop)
+	return b
+}
+
+// close ends all subscriptions and waits for them.
+func (b *bridge) close() {
+	b.stop()
+	b.work.Wait()
+}
+
+// subscribe asks for the room's messages. It does not wait: the sink hears of it.
+func (b *bridge) subscribe(room string) { b.want(room, true) }
+
+// unsubscribe ends what subscribe asked for. Messages that are on their way may still come.
+func (b *bridge) unsubscribe(room string) { b.want(room, false) }
+
+func (b *bridge) want(room string, wanted bool) {
+	b.mu.Lock()
+	if wanted {
+		b.wanted[room] = true
+	} else {
+		delete(b.wanted, room)
+	}
+	b.changed[room] = struct{}{}
+	b.mu.Unlock()
+	b.nudge()
+}
+
+func (b *bridge) nudge() {
+	select {
+	case b.wake <- struct{}{}:
+	default:
+	}
+}
+
+// placeLoop is the only one that opens lines and changes what they carry.
+func (b *bridge) placeLoop() {
+	for {
+		select {
+		case <-b.ctx.Done():
+			return
+		case <-b.wake:
+		}
+		if b.placeAll() {
+			continue
+		}
+		pause(b.ctx, subscriptionPause)
+		b.nudge()
+	}
+}
+
+// placeAll sees to every changed room. It is false when some are left because Redis cannot be reached.
+func (b *bridge) placeAll() bool {
+	subscribe, unsubscribe := map[*line][]string{}, map[*line][]string{}
+	whole := true
+	for _, room := range b.takeChanged() {
+		b.mu.Lock()
+		wanted, at := b.wanted[room], b.placed[room]
+		b.mu.Unlock()
+		switch {
+		case wanted && at == nil:
+			l, err := b.lineOf(room)
+			if err != nil {
+				b.log.Debug("no subscription for a room", "error", err)
+				b.change(room)
+				whole = false
+				continue
+			}
+			b.place(room, l)
+			subscribe[l] = append(subscribe[l], keysOf(room).events())
+		case !wanted && at != nil:
+			b.place(room, nil)
+			unsubscribe[at] = append(unsubscribe[at], keysOf(room).events())
+		}
+	}
+	for l, channels := range unsubscribe {
+		whole = b.command(l, l.ps.Unsubscribe, l.ps.SUnsubscribe, channels) && whole
+	}
+	for l, channels := range subscribe {
+		whole = b.command(l, l.ps.Subscribe, l.ps.SSubscribe, channels) && whole
+	}
+	return whole
+}
+
+func (b *bridge) takeChanged() []string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	rooms := make([]string, 0, len(b.changed))
+	for room := range b.changed {
+		rooms = append(rooms, room)
+	}
+	clear(b.changed)
+	return rooms
+}
+
+func (b *bridge) change(room string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.changed[room] = struct{}{}
+}
+
+func (b *bridge) place(room string, l *line) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if l == nil {
+		delete(b.placed, room)
+		return
+	}
+	b.placed[room] = l
+}
+
+// command sends channels in batches; with sharded Pub/Sub one by one, because a command may name one slot only. When
+// it fails, the line is given up.
+func (b *bridge) command(l *line, classic, sharded func(context.Context, ...string) error, channels []string) bool {
+	send, size := classic, subscribeBatch
+	if b.sharded {
+		send, size = sharded, 1
+	}
+	for len(channels) > 0 {
+		n := min(size, len(channels))
+		if err := send(b.ctx, channels[:n]...); err != nil {
+			_ = l.ps.Close()
+			b.drop(l)
+			return false
+		}
+		channels = channels[n:]
+	}
+	return true
+}
+
+// lineOf is the open line for a room, opened if need be.
+func (b *bridge) lineOf(room string) (*line, error) {
+	master, open := "", b.rdb.Subscribe
+	if cluster, ok := b.rdb.(*redis.ClusterClient); ok && b.sharded {
+		node, err := cluster.MasterForKey(b.ctx, keysOf(room).events())
+		if err != nil {
+			return nil, fmt.Errorf("master of a room: %w", err)
+		}
+		master, open = node.Options().Addr, node.SSubscribe
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if l := b.lines[master]; l != nil {
+		return l, nil
+	}
+	l := &line{master: master, ps: open(b.ctx)}
+	b.lines[master] = l
+	b.work.Go(func() { b.carry(l) })
+	return l, nil
+}
+
+// carry receives from a line until it fails. Its rooms are placed anew then.
+func (b *bridge) carry(l *line) {
+	err := receive(b.ctx, l.ps, func(item any) { b.hear(l, item) })
+	if b.ctx.Err() != nil {
+		return
+	}
+	b.log.Warn("subscription lost", "master", l.master, "error", err)
+	if cluster, ok := b.rdb.(*redis.ClusterClient); ok {
+		cluster.ReloadState(b.ctx)
+	}
+	pause(b.ctx, subscriptionPause)
+	b.drop(l)
+}
+
+// drop has the rooms of a line placed anew.
+func (b *bridge) drop(l *line) {
+	b.mu.Lock()
+	if b.lines[l.master] == l {
+		delete(b.lines, l.master)
+	}
+	for room, at := range b.placed {
+		if at == l {
+			delete(b.placed, room)
+			b.changed[room] = struct{}{}
+		}
+	}
+	b.mu.Unlock()
+	b.nudge()
+}
+
+func (b *bridge) hear(l *line, item any) {
+	switch m := item.(type) {
+	case *redis.Message:
+		if room, ok := roomOfChannel(m.Channel); ok {
+			b.pass(bridgeItem{room: room, payload: m.Payload})
+		}
+	case *redis.Subscription:
+		room, ok := roomOfChannel(m.Channel)
+		switch {
+		case !ok:
+		case m.Kind == "subscribe" || m.Kind == "ssubscribe":
+			b.pass(bridgeItem{room: room, subscribed: true})
+		case m.Kind == "sunsubscribe":
+			b.slotMoved(l, room)
+		}
+	}
+}
+
+func (b *bridge) pass(item bridgeItem) {
+	select {
+	case b.incoming <- item:
+	case <-b.ctx.Done():
+	}
+}
+
+// slotMoved looks up the place of a room whose master has ended its subscription; nothing to do if we asked for it.
+func (b *bridge) slotMoved(l *line, room string) {
+	b.mu.Lock()
+	moved := b.placed[room] == l
+	if moved {
+		delete(b.placed, room)
+		b.changed[room] = struct{}{}
+	}
+	b.mu.Unlock()
+	if !moved {
+		return
+	}
+	if cluster, ok := b.rdb.(*redis.ClusterClient); ok {
+		cluster.ReloadState(b.ctx)
+	}
+	b.nudge()
+}
+
+// dispatchLoop calls the sink.
+func (b *bridge) dispatchLoop() {
+	for {
+		select {
+		case <-b.ctx.Done():
+			return
+		case item := <-b.incoming:
+			b.dispatch(item)
+		}
+		for waiting := len(b.incoming); waiting > 0; waiting-- {
+			b.dispatch(<-b.incoming)
+		}
+		b.sink.settled()
+	}
+}
+
+func (b *bridge) dispatch(item bridgeItem) {
+	if item.subscribed {
+		b.sink.subscribed(item.room)
+		return
+	}
+	b.sink.message(item.room, item.payload)
+}
+
+// message is an event and the room's revision before it.
+type message struct {
+	prev int64
+	Event
+}
+
+// parseMessage reads what lua/room.lua published; false for anything else.
+func parseMessage(payload string) (message, bool) {
+	c := cutter{rest: payload}
+	var m message
+	c.after(`{"prev":`)
+	m.prev = c.number()
+	c.after(`,"rev":`)
+	m.Rev = c.number()
+	c.after(`,"ts":`)
+	m.TS = c.number()
+	c.after(`,"epoch":`)
+	m.Epoch = c.number()
+	c.after(`,"userConns":`)
+	m.UserConns = int(c.number())
+	c.after(`,"type":"`)
+	m.Type = EventType(c.until(`","connId":"`))
+	m.ConnID = c.until(`","userId":`)
+	m.UserID = c.literal()
+	c.after(`,"roomId":`)
+	m.RoomID = c.literal()
+	if c.has(`,"reason":"`) {
+		m.Reason = Reason(c.until(`"`))
+	}
+	c.after(`,"state":`)
+	m.State = json.RawMessage(c.until("}"))
+	return m, !c.failed && c.rest == ""
+}

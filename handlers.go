@@ -1,0 +1,390 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"strconv"
+	"sync/atomic"
+	"time"
+)
+
+// answerWithin bounds the time from the arrival of a request to its answer.
+const answerWithin = 2 * time.Second
+
+// The events of the presence protocol.
+const (
+	eventJoin      = "presence:join"
+	eventHeartbeat = "presence:heartbeat"
+	eventLeave     = "presence:leave"
+	eventGet       = "presence:get"
+	eventPresence  = "presence:event"
+)
+
+// presenceFrame is an event as it goes to every socket of its room.
+func presenceFrame(e Event) frame {
+	return eventFrame(eventPresence, e.appendJSON(nil))
+}
+
+// handlers answer the presence events of all clients of this node.
+type handlers struct {
+	service  *Service
+	hub      *hub
+	owed     *owed
+	node     string
+	maxRooms int // of one socket, 0 = no limit
+	log      *slog.Logger
+	draining atomic.Bool
+	everyone func(func(*client)) // calls back for each client of this node
+}
+
+// connect is called by the session layer for each new client.
+func (h *handlers) connect(c *client, _ []byte) (peer, []byte) {
+	return &connection{handlers: h, client: c, rooms: map[string]*membership{}, leaving: map[string]Member{}}, nil
+}
+
+// broadcast sends an application event to the clients of this node that are in one of the rooms, or to all if none is
+// named, but not to those in one of the others.
+func (h *handlers) broadcast(rooms, except []string, f frame) {
+	to := h.hub.receivers(rooms)
+	if len(rooms) == 0 {
+		h.everyone(func(c *client) { to[c] = true })
+	}
+	for r := range h.hub.receivers(except) {
+		delete(to, r)
+	}
+	h.hub.cast(f, slices.Collect(maps.Keys(to)))
+	h.hub.flush()
+}
+
+// connection is one client and the rooms it is in. The session layer calls it for one packet at a time.
+type connection struct {
+	*handlers
+	client  *client
+	rooms   map[string]*membership
+	leaving map[string]Member // asked to leave, not yet confirmed by Redis
+}
+
+// membership is a connection's place in one room.
+type membership struct {
+	Member
+	room *room
+}
+
+// event answers one request. Names that are not of this protocol are the application's business and not answered.
+func (c *connection) event(name string, args []json.RawMessage, id ackID) {
+	var answer func(context.Context, []byte, ackID) ([]byte, error)
+	switch name {
+	case eventJoin:
+		answer = c.join
+	case eventHeartbeat:
+		answer = c.heartbeat
+	case eventLeave:
+		answer = c.leave
+	case eventGet:
+		answer = c.get
+	default:
+		return
+	}
+	var payload []byte
+	if len(args) > 0 {
+		payload = args[0]
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), answerWithin)
+	defer cancel()
+	ack, err := answer(ctx, payload, id)
+	if err != nil {
+		ack = c.refusal(name, err).appendAck(nil)
+	}
+	if ack != nil {
+		c.client.ack(id, ack)
+	}
+}
+
+// refusal is the error for the client; its cause is for the log.
+func (c *connection) refusal(name string, err error) *Error {
+	var refused *Error
+	if !errors.As(err, &refused) {
+		refused = unavailable(err)
+	}
+	if refused.Cause != nil {
+		c.log.Warn("request failed", "event", name, "conn", c.client.ID(), "code", string(refused.Code), "error", refused.Cause)
+	}
+	return refused
+}
+
+// join answers by itself when it worked: its acknowledgement has its place in the order of the room.
+func (c *connection) join(ctx context.Context, payload []byte, id ackID) ([]byte, error) {
+	p, refused := decodeJoin(payload, c.service.options.Limits)
+	if refused != nil {
+		return nil, refused
+	}
+	if c.draining.Load() {
+		return nil, &Error{Code: CodeShuttingDown, Message: "this node is shutting down, connect again"}
+	}
+	m, again := c.rooms[p.RoomID]
+	if !again {
+		if c.maxRooms > 0 && len(c.rooms) >= c.maxRooms {
+			return nil, &Error{Code: CodeTooManyRooms, Message: fmt.Sprintf("a connection may be in %d rooms", c.maxRooms)}
+		}
+		m = &membership{room: c.hub.acquire(p.RoomID)}
+		m.Epoch = c.leaving[p.RoomID].Epoch
+	}
+	wish := Member{Room: p.RoomID, User: p.UserID, Conn: c.client.ID(), Node: c.node, State: p.State, Epoch: m.Epoch}
+	joined, err := c.enter(ctx, m.room, wish, id)
+	switch {
+	case err == nil:
+		m.Member = joined
+		c.rooms[p.RoomID] = m
+		delete(c.leaving, p.RoomID)
+	case !again:
+		c.hub.release(m.room)
+		c.takeBack(joined, err)
+	case joined.Epoch > m.Epoch:
+		m.Member = joined
+	}
+	return nil, err
+}
+
+// takeBack removes a member that may be in a room without the client having been told.
+func (c *connection) takeBack(m Member, err error) {
+	if isUnavailable(err) {
+		c.owed.add(m, ReasonDisconnected)
+	}
+}
+
+// enter writes a member and waits until this node's replica has it; then the acknowledgement goes out. When it fails, the
+// epoch says what is known: that of the new incarnation, or 0 if there may be none.
+func (c *connection) enter(ctx context.Context, r *room, wish Member, id ackID) (Member, error) {
+	floor, err := r.ready(ctx)
+	if err != nil {
+		return wish, err
+	}
+	err = r.index(ctx, func(ctx context.Context) error {
+		return c.service.indexRoom(ctx, wish.Room, c.service.options.Lookback)
+	})
+	if err != nil {
+		return wish, err
+	}
+	joined, err := c.service.join(ctx, wish, floor)
+	if err != nil {
+		joined.Epoch = 0
+		return joined, err
+	}
+	return joined, r.admit(ctx, joined.Epoch, c.client, func(snapshot func() []byte, rev int64) {
+		if id != nil {
+			c.client.ack(id, c.joinAck(joined, rev, snapshot()))
+		}
+	})
+}
+
+func (c *connection) joinAck(m Member, rev int64, snapshot []byte) []byte {
+	b := make([]byte, 0, len(snapshot)+160)
+	b = append(b, `{"ok":true,"self":{"connId":`...)
+	b = appendString(b, m.Conn)
+	b = append(b, `,"epoch":`...)
+	b = strconv.AppendInt(b, m.Epoch, 10)
+	b = append(b, `},"rev":`...)
+	b = strconv.AppendInt(b, rev, 10)
+	b = append(b, `,"ttlMs":`...)
+	b = strconv.AppendInt(b, c.service.options.TTL.Milliseconds(), 10)
+	b = append(b, `,"snapshot":`...)
+	b = append(b, snapshot...)
+	return append(b, '}')
+}
+
+func (c *connection) heartbeat(ctx context.Context, payload []byte, _ ackID) ([]byte, error) {
+	p, refused := decodeHeartbeat(payload, c.service.options.Limits)
+	if refused != nil {
+		return nil, refused
+	}
+	if p.RoomID == "" && len(c.rooms) > 1 {
+		return c.refreshAll(ctx, p)
+	}
+	m := c.named(p.RoomID)
+	if m == nil {
+		return nil, notJoined()
+	}
+	if p.HasEpoch && p.Epoch != m.Epoch {
+		return nil, staleEpoch(m.Epoch)
+	}
+	changed, err := c.refresh(ctx, m, p.Patch)
+	if err != nil {
+		return nil, err
+	}
+	b := append(heartbeatAck(changed), `,"epoch":`...)
+	return append(strconv.AppendInt(b, m.Epoch, 10), '}'), nil
+}
+
+// named is the membership in a room, or the only one if no room is named; nil if there is none.
+func (c *connection) named(room string) *membership {
+	if room != "" {
+		return c.rooms[room]
+	}
+	for _, m := range c.rooms {
+		return m
+	}
+	return nil
+}
+
+func (c *connection) refreshAll(ctx context.Context, p heartbeatPayload) ([]byte, error) {
+	if p.Patch != nil || p.HasEpoch {
+		return nil, &Error{Code: CodeInvalidPayload, Message: "roomId is needed for a patchState or an epoch: the connection is in several rooms"}
+	}
+	var first error
+	for _, m := range c.rooms {
+		if _, err := c.refresh(ctx, m, nil); err != nil {
+			first = cmp.Or(first, err)
+		}
+	}
+	if first != nil {
+		return nil, first
+	}
+	return append(heartbeatAck(false), '}'), nil
+}
+
+// heartbeatAck is the open beginning of an acknowledgement.
+func heartbeatAck(changed bool) []byte {
+	b := make([]byte, 0, 64)
+	b = append(b, `{"ok":true,"changed":`...)
+	return strconv.AppendBool(b, changed)
+}
+
+func (c *connection) refresh(ctx context.Context, m *membership, patch json.RawMessage) (changed bool, err error) {
+	changed, rev, err := c.service.heartbeat(ctx, &m.Member, patch, m.room.revision())
+	if err != nil {
+		c.follow(ctx, m, err)
+		return false, err
+	}
+	m.room.compare(rev)
+	return changed, nil
+}
+
+// follow takes over an incarnation that is newer than the one in memory: a join whose answer did not come in time.
+func (c *connection) follow(ctx context.Context, m *membership, err error) {
+	var refused *Error
+	if !errors.As(err, &refused) || refused.Code != CodeStaleEpoch {
+		return
+	}
+	if stored, err := c.service.find(ctx, m.Room, m.Conn); err == nil {
+		m.Member = stored
+	}
+}
+
+func (c *connection) leave(ctx context.Context, payload []byte, _ ackID) ([]byte, error) {
+	p, refused := decodeLeave(payload, c.service.options.Limits)
+	if refused != nil {
+		return nil, refused
+	}
+	for room, m := range c.rooms {
+		if p.RoomID == "" || p.RoomID == room {
+			c.forget(m)
+			c.leaving[room] = m.Member
+		}
+	}
+	var first error
+	for room, m := range c.leaving {
+		if p.RoomID == "" || p.RoomID == room {
+			first = cmp.Or(first, c.confirm(ctx, m))
+		}
+	}
+	if first != nil {
+		return nil, first
+	}
+	return []byte(`{"ok":true}`), nil
+}
+
+// forget ends the events of a room for this connection.
+func (c *connection) forget(m *membership) {
+	m.room.leave(c.client)
+	c.hub.release(m.room)
+	delete(c.rooms, m.Room)
+}
+
+// confirm has Redis remove a member that wants to leave. A failure is made good later; the client may ask again.
+func (c *connection) confirm(ctx context.Context, m Member) error {
+	_, _, err := c.service.remove(ctx, m.Room, removal{reason: ReasonLeft}, []incarnation{{m.Conn, m.Epoch}})
+	if err != nil {
+		c.owed.add(m, ReasonLeft)
+		return err
+	}
+	delete(c.leaving, m.Room)
+	return nil
+}
+
+// ended is called once, after the last event.
+func (c *connection) ended(endReason) {
+	ctx, cancel := context.WithTimeout(context.Background(), answerWithin)
+	defer cancel()
+	for _, m := range c.rooms {
+		c.forget(m)
+		_, _, err := c.service.remove(ctx, m.Room, removal{reason: ReasonDisconnected, floor: m.room.revision()}, []incarnation{{m.Conn, m.Epoch}})
+		if err != nil {
+			c.log.Warn("leave of a closed connection is not confirmed", "room", m.Room, "conn", m.Conn, "error", err)
+			c.owed.add(m.Member, ReasonDisconnected)
+		}
+	}
+}
+
+func (c *connection) get(ctx context.Context, payload []byte, _ ackID) ([]byte, error) {
+	p, refused := decodeGet(payload, c.service.options.Limits)
+	if refused != nil {
+		return nil, refused
+	}
+	after, err := decodeCursor(p.Cursor)
+	if err != nil {
+		return nil, err
+	}
+	s, err := c.service.Snapshot(ctx, p.RoomID)
+	if err != nil {
+		return nil, err
+	}
+	return appendPage(nil, s, after, p.Limit), nil
+}
+
+// appendPage appends at most limit entries, those whose connection id is above after, with what the whole room has.
+func appendPage(b []byte, s Snapshot, after string, limit int) []byte {
+	from, found := slices.BinarySearchFunc(s.Entries, after, func(e Entry, id string) int { return cmp.Compare(e.ConnID, id) })
+	if found {
+		from++
+	}
+	page := s.Entries[from:min(from+limit, len(s.Entries))]
+	b = append(b, `{"ok":true,"rev":`...)
+	b = strconv.AppendInt(b, s.Rev, 10)
+	b = append(b, `,"count":`...)
+	b = strconv.AppendInt(b, int64(len(s.Entries)), 10)
+	b = append(b, `,"users":`...)
+	b = strconv.AppendInt(b, int64(s.Users), 10)
+	if from+len(page) < len(s.Entries) {
+		b = append(b, `,"cursor":`...)
+		b = appendString(b, encodeCursor(page[len(page)-1].ConnID))
+	}
+	b = append(b, `,"snapshot":`...)
+	return append(appendEntries(b, slices.Values(page)), '}')
+}
+
+func encodeCursor(lastConn string) string {
+	return base64.RawURLEncoding.EncodeToString([]byte(lastConn))
+}
+
+func decodeCursor(cursor string) (lastConn string, err error) {
+	if cursor == "" {
+		return "", nil
+	}
+	raw, err := base64.RawURLEncoding.DecodeString(cursor)
+	if err != nil || checkConnID(string(raw)) != nil {
+		return "", &Error{Code: CodeInvalidPayload, Message: "cursor is none that this server gave"}
+	}
+	return string(raw), nil
+}
+
+func isUnavailable(err error) bool {
+	var refused *Error
+	return errors.As(err, &refused) && refused.Code == CodeUnavailable
+}

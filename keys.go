@@ -1,0 +1,91 @@
+package main
+
+import "strings"
+
+// Every key and channel in Redis begins with this.
+const keyPrefix = "prs:"
+
+// Keys outside of any room's slot. They may hold too much, never too little: whoever reads them checks in the room.
+const (
+	// activeRoomsKey is the reaper's index. Sorted set: room id → milliseconds, Redis' clock, at which the room is
+	// next to be looked at. A score with a fraction marks a claim of a reaper. No TTL.
+	activeRoomsKey = keyPrefix + "active_rooms"
+)
+
+const (
+	eventsPrefix = keyPrefix + "{room:"
+	eventsSuffix = "}:events"
+
+	// eventsPattern matches the event channel of every room.
+	eventsPattern = eventsPrefix + "*" + eventsSuffix
+)
+
+// roomKeys are the keys of one room. The first brace of each opens the hash tag and no part before it can hold
+// another, so they share one slot of a cluster whatever the room's id holds.
+type roomKeys struct {
+	prefix string
+}
+
+func keysOf(room string) roomKeys {
+	return roomKeys{prefix: keyPrefix + "{room:" + room + "}:"}
+}
+
+// meta is a hash: connection id → epoch, revision, node, user and state, as lua/room.lua writes it.
+// It is the truth about who is in the room and lives as long as the room has members.
+func (k roomKeys) meta() string { return k.prefix + "conn_meta" }
+
+// members is a hash: user id → number of its connections. It lives as long as the room has members.
+func (k roomKeys) members() string { return k.prefix + "members" }
+
+// lastSeen is a sorted set: connection id → milliseconds of its last heartbeat. It lives as long as the room has members.
+func (k roomKeys) lastSeen() string { return k.prefix + "last_seen" }
+
+// revision is a string: the room's revision and epoch counter. It expires an hour after the room emptied.
+func (k roomKeys) revision() string { return k.prefix + "rev" }
+
+// conns is a set of connection ids. It lives as long as the room has members.
+func (k roomKeys) conns() string { return k.prefix + "conns" }
+
+// events is the channel that carries each change of the room once.
+func (k roomKeys) events() string { return k.prefix + "events" }
+
+// connKey is a hash with the connection's fields. It expires one TTL after the connection's last heartbeat.
+// A connection id holds no colon, so two (room, connection) pairs never share a key.
+func connKey(room, conn string) string {
+	return keyPrefix + "conn:{room:" + room + "}:" + conn
+}
+
+// indices are the keys that every script of a room takes first, in this order.
+func (k roomKeys) indices() []string {
+	return []string{k.meta(), k.members(), k.lastSeen(), k.revision(), k.conns()}
+}
+
+// scriptKeys are the KEYS of a script that works on these connections of a room.
+func scriptKeys(room string, conns ...string) []string {
+	keys := make([]string, 0, 5+len(conns))
+	keys = append(keys, keysOf(room).indices()...)
+	for _, conn := range conns {
+		keys = append(keys, connKey(room, conn))
+	}
+	return keys
+}
+
+// userKey is a hash: "connection:room" → an epoch not above that of the connection there. It expires two lookbacks
+// after its last renewal.
+func userKey(user string) string {
+	return keyPrefix + "user:" + user + ":conns"
+}
+
+// userField names a connection in a room within userKey. The first colon ends the connection id.
+func userField(room, conn string) string {
+	return conn + ":" + room
+}
+
+// roomOfChannel is the room whose events the channel carries.
+func roomOfChannel(channel string) (room string, ok bool) {
+	rest, ok := strings.CutPrefix(channel, eventsPrefix)
+	if !ok {
+		return "", false
+	}
+	return strings.CutSuffix(rest, eventsSuffix)
+}

@@ -1,0 +1,17 @@
+-- Finds who has been silent for too long in a room.
+--
+-- KEYS    as in room.lua
+-- ARGV    1 lookback in ms, 2 how many connections at most
+-- RETURNS {TIME in ms, last heartbeat in ms of the most silent connection ('' = empty room), connection, …}
+
+local lookback, limit = tonumber(ARGV[1]), ARGV[2]
+
+return run(function()
+  local now = now_ms()
+  local oldest = redis.call('ZRANGE', LAST_SEEN, 0, 0, 'WITHSCORES')
+  local answer = { digits(now), oldest[2] or '' }
+  for _, conn in ipairs(redis.call('ZRANGEBYSCORE', LAST_SEEN, '-inf', digits(now - lookback), 'LIMIT', 0, limit)) do
+    answer[#answer + 1] = conn
+  end
+  return answer
+end)

@@ -1,0 +1,102 @@
+-- Shared by all scripts of a room, after base.lua.
+--
+-- KEYS 1 conn_meta, 2 members, 3 last_seen, 4 rev, 5 conns, 6… the hashes of the connections at work.
+--
+-- A value of conn_meta:
+--   {"epoch":E,"rev":R,"node":"N","userLen":L,"userId":<literal of L bytes>,"state":<JSON>}
+-- The client's JSON is last and opaque: it is cut out and written back as bytes, never decoded.
+
+local META, MEMBERS, LAST_SEEN, REV, CONNS = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local META_PATTERN = '^{"epoch":(%d+),"rev":(%d+),"node":"([%w_-]*)","userLen":(%d+),"userId":()'
+
+-- The text behind a JSON literal in which only quote and backslash are escaped.
+local function unquote(literal)
+  return (string.gsub(string.sub(literal, 2, -2), '\\(.)', '%1'))
+end
+
+-- A value of conn_meta taken apart; nil if it is not one of ours.
+local function parse_meta(value)
+  local epoch, rev, node, length, start = string.match(value or '', META_PATTERN)
+  if not epoch then return nil end
+  local literal = string.sub(value, start, start + length - 1)
+  return {
+    epoch = epoch, rev = rev, node = node, literal = literal, user = unquote(literal),
+    state = string.sub(value, start + length + string.len(',"state":'), -2),
+  }
+end
+
+local function meta_value(m)
+  return '{"epoch":' .. m.epoch .. ',"rev":' .. m.rev .. ',"node":"' .. m.node .. '","userLen":' .. #m.literal ..
+    ',"userId":' .. m.literal .. ',"state":' .. m.state .. '}'
+end
+
+-- Publishes one change: e has prev, rev, ts, epoch, user_conns, type, conn, literal, reason, state.
+local function publish(room, e)
+  local reason = ''
+  if e.reason then reason = ',"reason":"' .. e.reason .. '"' end
+  redis.call(room.publish, room.channel,
+    '{"prev":' .. digits(e.prev) .. ',"rev":' .. digits(e.rev) .. ',"ts":' .. digits(e.ts) .. ',"epoch":' .. e.epoch ..
+    ',"userConns":' .. e.user_conns .. ',"type":"' .. e.type .. '","connId":"' .. e.conn .. '","userId":' .. e.literal ..
+    ',"roomId":' .. room.literal .. reason .. ',"state":' .. (e.state or 'null') .. '}')
+end
+
+local function stored_revision()
+  return tonumber(redis.call('GET', REV)) or 0
+end
+
+-- The revision of the next change: above what is stored, above what the caller knows, and not behind the clock.
+local function next_revision(prev, floor, now)
+  return math.max(prev + 1, floor + 1, now)
+end
+
+-- Writes the connection's hash first: where Redis refuses a write for want of memory, nothing has changed yet.
+local function write_conn(hash, conn, room_id, m, seen, ttl)
+  redis.call('HSET', hash, 'conn_id', conn, 'user_id', m.user, 'room_id', room_id,
+    'last_seen_ms', digits(seen), 'epoch', m.epoch, 'rev', m.rev, 'node', m.node, 'state', m.state)
+  redis.call('PEXPIRE', hash, ttl)
+  redis.call('HSET', META, conn, meta_value(m))
+  redis.call('SADD', CONNS, conn)
+  redis.call('ZADD', LAST_SEEN, digits(seen), conn)
+end
+
+-- Takes one connection off a user's count and returns what is left.
+local function release_user(user)
+  local left = redis.call('HINCRBY', MEMBERS, user, -1)
+  if left > 0 then return left end
+  redis.call('HDEL', MEMBERS, user)
+  return 0
+end
+
+-- A key of another type is deleted. What it held is built anew from conn_meta.
+local function mend()
+  local kinds = { 'hash', 'hash', 'zset', 'string', 'set' }
+  for i = 1, #KEYS do ensure_type(KEYS[i], kinds[i] or 'hash') end
+  local now = digits(now_ms())
+  local all = redis.call('HGETALL', META)
+  redis.call('DEL', MEMBERS, CONNS)
+  for i = 1, #all, 2 do
+    local m = parse_meta(all[i + 1])
+    if m then
+      redis.call('HINCRBY', MEMBERS, m.user, 1)
+      redis.call('SADD', CONNS, all[i])
+      redis.call('ZADD', LAST_SEEN, 'NX', now, all[i])
+    else
+      redis.call('HDEL', META, all[i])
+      redis.call('ZREM', LAST_SEEN, all[i])
+    end
+  end
+  for _, conn in ipairs(redis.call('ZRANGE', LAST_SEEN, 0, -1)) do
+    if redis.call('HEXISTS', META, conn) == 0 then redis.call('ZREM', LAST_SEEN, conn) end
+  end
+end
+
+-- Runs a script's body. Every body reads all its keys before its first write, so a key of another type stops it
+-- while nothing has changed; it is mended, and the body runs again.
+local function run(body)
+  local done, answer = pcall(body)
+  if done then return answer end
+  local reason = type(answer) == 'table' and answer.err or tostring(answer)
+  if not string.find(reason, 'WRONGTYPE', 1, true) then error(answer) end
+  mend()
+  return body()
+end

@@ -1,0 +1,211 @@
+// Presence is a server that tells Socket.IO clients who is in which room, with what state, on any number of nodes that
+// share one Redis.
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"strconv"
+	"syscall"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// Exit codes.
+const (
+	exitOK       = 0
+	exitFailure  = 1 // Redis or the port is not to be had; or a second signal cut the stop short
+	exitSettings = 2
+)
+
+const (
+	// The address that is tried, and offered, when no Redis is named.
+	localRedis = "localhost:6379"
+
+	// Everything must be over so long after the first signal.
+	stopWithin = 9 * time.Second
+
+	startWithin = 5 * time.Second
+)
+
+func main() {
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, syscall.SIGTERM, os.Interrupt)
+	os.Exit(run(os.Environ(), os.Stderr, signals))
+}
+
+// run is the program. It ends after the first signal, at once after the second.
+func run(environ []string, out io.Writer, signals <-chan os.Signal) (exitCode int) {
+	config, warnings, errs := loadConfig(environ)
+	for _, err := range errs {
+		fmt.Fprintln(out, err)
+	}
+	if len(errs) > 0 {
+		return exitSettings
+	}
+	log := newLogger(out, config)
+	slog.SetDefault(log)
+	redis.SetLogger(redisLog{log})
+	for _, warning := range warnings {
+		log.Warn("setting", "warning", warning)
+	}
+	n, err := startNode(config, log)
+	if err != nil {
+		fmt.Fprintln(out, "presence:", err)
+		return exitFailure
+	}
+	log.Info("listening", "address", n.listener.Addr().String())
+	log.Info("stopping", "signal", (<-signals).String())
+	stopped := make(chan struct{})
+	go func() {
+		defer close(stopped)
+		n.stop()
+	}()
+	select {
+	case <-stopped:
+		return exitOK
+	case <-signals:
+		return exitFailure
+	}
+}
+
+func newLogger(out io.Writer, config Config) *slog.Logger {
+	options := &slog.HandlerOptions{Level: config.LogLevel}
+	if config.LogFormat == "json" {
+		return slog.New(slog.NewJSONHandler(out, options))
+	}
+	return slog.New(slog.NewTextHandler(out, options))
+}
+
+// node is one running server.
+type node struct {
+	log      *slog.Logger
+	embedded *embeddedRedis // nil if Redis is a server of its own
+	redis    redis.UniversalClient
+	service  *Service
+	hub      *hub
+	bridge   *bridge
+	owed     *owed
+	handlers *handlers
+	sockets  *sockets
+	casts    *broadcaster // nil if application events stay on this node
+	server   *http.Server
+	listener net.Listener
+	serving  chan struct{} // closed when the server has ended
+}
+
+// startNode connects to Redis and listens. The error is one line for the operator.
+func startNode(config Config, log *slog.Logger) (*node, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), startWithin)
+	defer cancel()
+	n := &node{log: log, serving: make(chan struct{})}
+	var err error
+	if n.listener, err = net.Listen("tcp", ":"+strconv.Itoa(config.Port)); err != nil {
+		return nil, err
+	}
+	if err := n.openRedis(ctx, config); err != nil {
+		return nil, errors.Join(err, n.listener.Close())
+	}
+	n.wire(config)
+	go func() {
+		defer close(n.serving)
+		if err := n.server.Serve(n.listener); !errors.Is(err, http.ErrServerClosed) {
+			log.Error("the HTTP server has ended", "error", err)
+		}
+	}()
+	return n, nil
+}
+
+// openRedis connects to the Redis of the settings. If they name none and none is there, it embeds one, which other
+// nodes on this machine then find.
+func (n *node) openRedis(ctx context.Context, config Config) (err error) {
+	if !config.RedisURLGiven && !redisListening(ctx, localRedis) {
+		n.embedded, err = startEmbeddedRedis(localRedis)
+		switch {
+		case err == nil:
+			n.log.Warn("no Redis found: an embedded one was started, for this machine only, and nothing in it is kept", "address", localRedis)
+		case !redisListening(ctx, localRedis): // else another node was faster
+			return err
+		}
+	}
+	n.redis, err = openRedis(ctx, config.RedisURL)
+	if err != nil && n.embedded != nil {
+		n.embedded.close()
+	}
+	return err
+}
+
+// wire makes the parts know each other, from Redis to the sockets.
+func (n *node) wire(config Config) {
+	id := rand.Text()
+	n.service = NewService(n.redis, Options{
+		TTL:            config.TTL,
+		Lookback:       config.ReaperLookback,
+		ReaperInterval: config.ReaperInterval,
+		Limits:         Limits{IDBytes: config.MaxIDBytes, StateBytes: config.MaxStateBytes},
+		MaxMembers:     config.MaxRoomMembers,
+		Node:           id,
+		Sharded:        config.ShardedPubSub,
+		Logger:         n.log,
+	})
+	n.hub = newHub(n.service, presenceFrame, config.TTL/4, n.log)
+	n.bridge = newBridge(n.redis, config.ShardedPubSub, n.hub, n.log)
+	n.hub.bridge = n.bridge
+	n.owed = newOwed(n.service)
+	n.handlers = &handlers{service: n.service, hub: n.hub, owed: n.owed, node: id, maxRooms: config.MaxRoomsPerSocket, log: n.log}
+	n.sockets = newSockets(socketOptions{
+		PingInterval:    25 * time.Second,
+		PingTimeout:     20 * time.Second,
+		ConnectTimeout:  10 * time.Second,
+		WriteTimeout:    10 * time.Second,
+		MaxMessageBytes: config.MaxMessageBytes,
+		MaxUnsentBytes:  config.MaxUnsentBytes,
+		Origins:         config.Origins,
+		Logger:          n.log,
+	}, n.handlers)
+	n.handlers.everyone = n.sockets.each
+	if config.SocketIOAdapter {
+		n.casts = newBroadcaster(n.redis, n.handlers, n.log)
+	}
+	mux := http.NewServeMux()
+	mux.Handle("/socket.io/", n.sockets)
+	n.server = &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute}
+}
+
+// stop takes no more connections, has its own members leave, closes the sockets, and Redis last.
+func (n *node) stop() {
+	ctx, cancel := context.WithTimeout(context.Background(), stopWithin)
+	defer cancel()
+	n.handlers.draining.Store(true)
+	n.sockets.refuse()
+	_ = n.listener.Close()
+	n.sockets.close()
+	if left := n.owed.close(ctx); left > 0 {
+		n.log.Warn("Redis did not confirm every leave: the reaper of another node will remove them", "connections", left)
+	}
+	if err := n.server.Shutdown(ctx); err != nil {
+		n.log.Warn("requests were cut off", "error", err)
+	}
+	<-n.serving
+	if n.casts != nil {
+		n.casts.close()
+	}
+	n.bridge.close()
+	n.hub.close()
+	n.service.Stop()
+	if err := n.redis.Close(); err != nil {
+		n.log.Warn("closing the connections to Redis", "error", err)
+	}
+	if n.embedded != nil {
+		n.embedded.close()
+	}
+}

@@ -1,0 +1,634 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"crypto/sha1"
+	"embed"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// How long the revision counter of an empty room is kept.
+const emptyRoomTTL = time.Hour
+
+// Options of a Service. The zero value of a field means its default.
+type Options struct {
+	TTL            time.Duration // heartbeat window; default 30 s
+	Lookback       time.Duration // silence after which a connection is culled; default 2 × TTL
+	ReaperInterval time.Duration // how often the reaper looks; default 3 s, negative = this service runs no reaper
+	Limits         Limits        // default 200 bytes for an id, 16384 for a state
+	MaxMembers     int           // connections in a room; default no limit
+	Node           string        // owner of the connections that this service joins, A–Z a–z 0–9 _ - only; default none
+	Sharded        bool          // publish to sharded Pub/Sub (Redis 7 Cluster)
+	Logger         *slog.Logger  // default slog.Default()
+}
+
+// Service keeps who is in which room in Redis. It is safe for concurrent use.
+//
+// Every operation is one script: it checks first, then changes all indices of the room, raises the room's revision and
+// publishes the event, or does nothing. Failures are *Error. One with CodeUnavailable leaves open whether it
+// happened; repeating is safe.
+type Service struct {
+	rdb     redis.UniversalClient
+	options Options
+	scripts scripts
+	publish string // the command that publishes
+	unflags atomic.Bool
+
+	stop context.CancelFunc
+	ctx  context.Context // ends with Stop
+	work sync.WaitGroup  // subscriptions and reaper
+}
+
+// NewService starts a service on a client. The caller ends it with Stop and closes the client afterwards.
+func NewService(rdb redis.UniversalClient, o Options) *Service {
+	o.TTL = cmp.Or(o.TTL, 30*time.Second)
+	o.Lookback = cmp.Or(o.Lookback, 2*o.TTL)
+	o.ReaperInterval = cmp.Or(o.ReaperInterval, 3*time.Second)
+	o.Limits.IDBytes = cmp.Or(o.Limits.IDBytes, 200)
+	o.Limits.StateBytes = cmp.Or(o.Limits.StateBytes, 16384)
+	o.Logger = cmp.Or(o.Logger, slog.Default())
+	s := &Service{rdb: rdb, options: o, scripts: loadScripts(), publish: "PUBLISH"}
+	if o.Sharded {
+		s.publish = "SPUBLISH"
+	}
+	s.ctx, s.stop = context.WithCancel(context.Background())
+	if o.ReaperInterval > 0 {
+		s.work.Go(newReaper(s).loop)
+	}
+	return s
+}
+
+// Stop ends the subscriptions and the reaper and waits for them. Members stay until they leave or their time is over.
+func (s *Service) Stop() {
+	s.stop()
+	s.work.Wait()
+}
+
+// Joined is the result of a join.
+type Joined struct {
+	Epoch    int64
+	Snapshot Snapshot // holds the connection itself
+}
+
+// Join brings a connection into a room, or replaces its incarnation there: its epoch grows, its state becomes the given
+// one. state is a JSON object; nil is {}.
+func (s *Service) Join(ctx context.Context, room, user, conn string, state json.RawMessage) (Joined, error) {
+	state, err := s.checkJoin(room, user, conn, state)
+	if err != nil {
+		return Joined{}, err
+	}
+	if err := s.indexRoom(ctx, room, s.options.Lookback); err != nil {
+		return Joined{}, err
+	}
+	m, err := s.join(ctx, Member{Room: room, User: user, Conn: conn, Node: s.options.Node, State: state}, 0)
+	if err != nil {
+		return Joined{}, err
+	}
+	snapshot, err := s.Snapshot(ctx, room)
+	return Joined{Epoch: m.Epoch, Snapshot: snapshot}, err
+}
+
+func (s *Service) checkJoin(room, user, conn string, state json.RawMessage) (json.RawMessage, error) {
+	if err := s.checkPlace(room, conn); err != nil {
+		return nil, err
+	}
+	if err := checkID("userId", user, s.options.Limits.IDBytes); err != nil {
+		return nil, err
+	}
+	if state == nil {
+		return json.RawMessage("{}"), nil
+	}
+	compact, err := s.options.Limits.checkState("state", state)
+	if err != nil {
+		return nil, err
+	}
+	return compact, nil
+}
+
+func (s *Service) checkPlace(room, conn string) error {
+	if err := checkID("roomId", room, s.options.Limits.IDBytes); err != nil {
+		return err
+	}
+	if err := checkConnID(conn); err != nil {
+		return invalid(err.Error())
+	}
+	return nil
+}
+
+// Heartbeat refreshes a connection and merges patch into its state; a nil patch changes nothing. It works from any
+// process. epoch is the one that the caller knows, 0 if none: another current one is CodeStaleEpoch, and nothing is
+// written. A connection that is not in the room is CodeNotJoined.
+func (s *Service) Heartbeat(ctx context.Context, room, conn string, patch json.RawMessage, epoch int64) (changed bool, current int64, err error) {
+	if err := s.checkPlace(room, conn); err != nil {
+		return false, 0, err
+	}
+	if patch != nil {
+		compact, err := s.options.Limits.checkState("patchState", patch)
+		if err != nil {
+			return false, 0, err
+		}
+		patch = compact
+	}
+	m, err := s.find(ctx, room, conn)
+	if err != nil {
+		return false, 0, err
+	}
+	if epoch != 0 && epoch != m.Epoch {
+		return false, 0, staleEpoch(m.Epoch)
+	}
+	changed, _, err = s.heartbeat(ctx, &m, patch, 0)
+	return changed, m.Epoch, err
+}
+
+// Leave removes a connection from a room. It works from any process. Leaving a room that one is not in is no error.
+func (s *Service) Leave(ctx context.Context, room, conn string) error {
+	if err := s.checkPlace(room, conn); err != nil {
+		return err
+	}
+	_, _, err := s.remove(ctx, room, removal{reason: ReasonLeft}, []incarnation{{conn: conn}})
+	return err
+}
+
+// Snapshot is a room at one moment.
+type Snapshot struct {
+	Rev     int64   // the room's revision
+	TS      int64   // Redis' clock in milliseconds
+	Entries []Entry // by connection id
+	Users   int     // different users among them
+}
+
+// Snapshot reads a room. An empty one has no entries.
+func (s *Service) Snapshot(ctx context.Context, room string) (Snapshot, error) {
+	if err := checkID("roomId", room, s.options.Limits.IDBytes); err != nil {
+		return Snapshot{}, err
+	}
+	return s.read(ctx, room)
+}
+
+// Member is a connection in a room as its owner knows it.
+type Member struct {
+	Room, User, Conn, Node string
+	Epoch                  int64
+	Rev                    int64 // the room's revision when this connection last changed
+	State                  json.RawMessage
+}
+
+// join writes m as a new incarnation in place of the one with m.Epoch (0 = none) and returns it as it is then. The
+// room's index entry must be there. floor is the highest revision of the room that the caller knows.
+func (s *Service) join(ctx context.Context, m Member, floor int64) (Member, error) {
+	for ctx.Err() == nil {
+		if err := s.indexUser(ctx, m); err != nil {
+			return m, err
+		}
+		replaces := ""
+		if m.Epoch != 0 {
+			replaces = strconv.FormatInt(m.Epoch, 10)
+		}
+		answer, err := s.run(ctx, s.scripts.join, scriptKeys(m.Room, m.Conn),
+			m.Conn, m.User, literal(m.User), []byte(m.State), replaces, m.Node,
+			s.options.TTL.Milliseconds(), s.options.MaxMembers, floor,
+			keysOf(m.Room).events(), s.publish, m.Room, literal(m.Room))
+		if err != nil {
+			return m, err
+		}
+		switch answer.verdict() {
+		case "ok":
+			m.Epoch = answer.int(1)
+			m.Rev = m.Epoch
+			return m, nil
+		case "epoch":
+			m.Epoch = answer.int(1)
+		case "full":
+			return m, &Error{Code: CodeRoomFull, Message: fmt.Sprintf("the room has its %d connections", s.options.MaxMembers)}
+		default:
+			return m, answer.strange()
+		}
+	}
+	return m, unavailable(ctx.Err())
+}
+
+// heartbeat refreshes m, merges patch into its state if there is one, and puts m back where the room has lost it. m
+// follows what is stored. roomRev is the room's revision after it.
+//
+// A patch is a compare-and-set on the connection's own revision (G4): a call that was given up and runs late in Redis can
+// neither undo a newer one nor be lost by it.
+func (s *Service) heartbeat(ctx context.Context, m *Member, patch json.RawMessage, floor int64) (changed bool, roomRev int64, err error) {
+	for ctx.Err() == nil {
+		state := m.State
+		if patch != nil {
+			if state, changed = mergeState(m.State, patch); len(state) > s.options.Limits.StateBytes {
+				return false, 0, stateTooLarge("patchState", s.options.Limits.StateBytes)
+			}
+		}
+		answer, err := s.beat(ctx, *m, state, changed, floor)
+		if err != nil {
+			return false, 0, err
+		}
+		if answer.verdict() == "ok" {
+			m.Rev, m.State = answer.int(1), state
+			return changed, answer.int(2), nil
+		}
+		if err := s.reconcile(ctx, m, answer, floor); err != nil {
+			return false, 0, err
+		}
+	}
+	return false, 0, unavailable(ctx.Err())
+}
+
+func (s *Service) beat(ctx context.Context, m Member, state json.RawMessage, changed bool, floor int64) (reply, error) {
+	args := []any{m.Conn, m.Epoch, m.Rev, s.options.TTL.Milliseconds(), floor}
+	if changed {
+		args = append(args, []byte(state), keysOf(m.Room).events(), s.publish, literal(m.Room))
+	}
+	return s.run(ctx, s.scripts.heartbeat, scriptKeys(m.Room, m.Conn), args...)
+}
+
+// reconcile follows an answer that found m otherwise than its owner knows it: what is newer is taken over, what is
+// older or missing is replaced by m.
+func (s *Service) reconcile(ctx context.Context, m *Member, answer reply, floor int64) error {
+	switch verdict := answer.verdict(); {
+	case verdict == "missing":
+	case verdict == "epoch" && answer.int(1) > m.Epoch:
+		return staleEpoch(answer.int(1))
+	case verdict == "rev" && answer.int(1) > m.Rev:
+		m.Rev, m.State = answer.int(1), json.RawMessage(answer.text(2))
+		return nil
+	case verdict != "epoch" && verdict != "rev":
+		return answer.strange()
+	}
+	return s.restore(ctx, m, 0, floor)
+}
+
+// restore puts m back into its room, with its epoch and state, as one that was last heard of so long ago.
+func (s *Service) restore(ctx context.Context, m *Member, age time.Duration, floor int64) error {
+	if err := s.indexRoom(ctx, m.Room, s.options.Lookback-age); err != nil {
+		return err
+	}
+	if err := s.indexUser(ctx, *m); err != nil {
+		return err
+	}
+	answer, err := s.run(ctx, s.scripts.restore, scriptKeys(m.Room, m.Conn),
+		m.Conn, m.User, literal(m.User), []byte(m.State), m.Epoch, m.Rev, m.Node,
+		s.options.TTL.Milliseconds(), age.Milliseconds(), floor,
+		keysOf(m.Room).events(), s.publish, m.Room, literal(m.Room))
+	switch {
+	case err != nil:
+		return err
+	case answer.verdict() == "ok":
+		m.Rev = answer.int(1)
+	case answer.verdict() == "rev":
+		m.Rev, m.State = answer.int(1), json.RawMessage(answer.text(2))
+	case answer.verdict() == "epoch":
+		return staleEpoch(answer.int(1))
+	default:
+		return answer.strange()
+	}
+	return nil
+}
+
+// incarnation is a connection up to an epoch, 0 = any.
+type incarnation struct {
+	conn  string
+	epoch int64
+}
+
+// removal says how connections leave.
+type removal struct {
+	reason   Reason
+	silent   time.Duration // only who was not heard of for so long; 0 = whatever its age
+	notAfter int64         // milliseconds, Redis' clock, after which nothing is done; 0 = no such time
+	floor    int64         // highest revision of the room that the caller knows
+}
+
+// remove takes connections out of a room, one leave for each, and returns those that it found there and the room's
+// revision after it.
+func (s *Service) remove(ctx context.Context, room string, how removal, list []incarnation) (rev int64, gone []Member, err error) {
+	silent, notAfter := "", ""
+	if how.silent > 0 {
+		silent = strconv.FormatInt(how.silent.Milliseconds(), 10)
+	}
+	if how.notAfter > 0 {
+		notAfter = strconv.FormatInt(how.notAfter, 10)
+	}
+	args := []any{string(how.reason), silent, notAfter, how.floor, emptyRoomTTL.Milliseconds(), keysOf(room).events(), s.publish, literal(room)}
+	conns := make([]string, 0, len(list))
+	for _, i := range list {
+		epoch := ""
+		if i.epoch != 0 {
+			epoch = strconv.FormatInt(i.epoch, 10)
+		}
+		conns = append(conns, i.conn)
+		args = append(args, i.conn, epoch)
+	}
+	answer, err := s.run(ctx, s.scripts.remove, scriptKeys(room, conns...), args...)
+	if err != nil || answer.verdict() == "late" {
+		return 0, nil, err
+	}
+	for i := 1; i+2 < len(answer); i += 3 {
+		gone = append(gone, Member{Room: room, Conn: answer.text(i), User: answer.text(i + 1), Epoch: answer.int(i + 2)})
+	}
+	s.unindexUsers(ctx, gone)
+	return answer.int(0), gone, nil
+}
+
+// find reads one connection of a room; CodeNotJoined if it is not there.
+func (s *Service) find(ctx context.Context, room, conn string) (Member, error) {
+	value, err := s.rdb.HGet(ctx, keysOf(room).meta(), conn).Result()
+	if err != nil && !errors.Is(err, redis.Nil) {
+		return Member{}, unavailable(err)
+	}
+	m, ok := parseMeta(value)
+	if !ok {
+		return Member{}, notJoined()
+	}
+	m.Room, m.Conn = room, conn
+	return m, nil
+}
+
+func (s *Service) read(ctx context.Context, room string) (Snapshot, error) {
+	answer, err := s.run(ctx, s.scripts.read, scriptKeys(room))
+	if err != nil {
+		return Snapshot{}, err
+	}
+	metas, seen := answer.pairs(3), answer.pairs(4)
+	v := Snapshot{Rev: answer.int(0), TS: answer.int(1), Users: int(answer.int(2)), Entries: make([]Entry, 0, len(metas))}
+	for conn, value := range metas {
+		m, ok := parseMeta(value)
+		if !ok {
+			continue
+		}
+		lastSeen, _ := strconv.ParseFloat(seen[conn], 64)
+		v.Entries = append(v.Entries, Entry{ConnID: conn, UserID: m.User, State: m.State, LastSeenMs: int64(lastSeen), Epoch: m.Epoch, Rev: m.Rev})
+	}
+	slices.SortFunc(v.Entries, func(a, b Entry) int { return strings.Compare(a.ConnID, b.ConnID) })
+	return v, nil
+}
+
+// indexRoom makes sure that a reaper looks at the room before a member of it can be overdue for long.
+func (s *Service) indexRoom(ctx context.Context, room string, life time.Duration) error {
+	_, err := s.run(ctx, s.scripts.indexRoom, []string{activeRoomsKey}, room, life.Milliseconds())
+	return err
+}
+
+// indexUser notes where the user is going to be. m.Epoch is the incarnation before; the next one is above it.
+func (s *Service) indexUser(ctx context.Context, m Member) error {
+	_, err := s.run(ctx, s.scripts.indexUser, []string{userKey(m.User)},
+		userField(m.Room, m.Conn), m.Epoch+1, 2*s.options.Lookback.Milliseconds())
+	return err
+}
+
+// unindexUsers forgets where users were. The index may hold too much, so a failure is only told to the log.
+func (s *Service) unindexUsers(ctx context.Context, gone []Member) {
+	for _, m := range gone {
+		_, err := s.run(ctx, s.scripts.unindexUser, []string{userKey(m.User)}, userField(m.Room, m.Conn), m.Epoch)
+		if err != nil {
+			s.options.Logger.Debug("user index keeps a connection that left", "error", err)
+		}
+	}
+}
+
+func staleEpoch(current int64) *Error {
+	return &Error{Code: CodeStaleEpoch, Message: "epoch is not the connection's current one", Epoch: current}
+}
+
+func notJoined() *Error {
+	return &Error{Code: CodeNotJoined, Message: "this connection is not in the room"}
+}
+
+func unavailable(cause error) *Error {
+	return &Error{Code: CodeUnavailable, Message: "the presence store did not answer in time, try again", Cause: cause}
+}
+
+// literal is text as JSON, with nothing escaped but quote and backslash: lua/room.lua undoes that. Ids hold no control characters.
+func literal(text string) string {
+	return string(appendString(make([]byte, 0, len(text)+2), text))
+}
+
+// parseMeta reads a value of conn_meta, written by lua/room.lua. Room and Conn stay empty.
+func parseMeta(value string) (Member, bool) {
+	c := cutter{rest: value}
+	var m Member
+	c.after(`{"epoch":`)
+	m.Epoch = c.number()
+	c.after(`,"rev":`)
+	m.Rev = c.number()
+	c.after(`,"node":"`)
+	m.Node = c.until(`","userLen":`)
+	c.number()
+	c.after(`,"userId":`)
+	m.User = c.literal()
+	c.after(`,"state":`)
+	m.State = json.RawMessage(c.until("}"))
+	return m, !c.failed && c.rest == ""
+}
+
+// cutter takes apart what the scripts write in a fixed order. After the first part that is not there it has failed.
+type cutter struct {
+	rest   string
+	failed bool
+}
+
+func (c *cutter) after(prefix string) {
+	rest, ok := strings.CutPrefix(c.rest, prefix)
+	c.rest, c.failed = rest, c.failed || !ok
+}
+
+// has skips a part that may be absent.
+func (c *cutter) has(prefix string) bool {
+	rest, ok := strings.CutPrefix(c.rest, prefix)
+	c.rest = rest
+	return ok
+}
+
+func (c *cutter) number() int64 {
+	end := 0
+	for end < len(c.rest) && '0' <= c.rest[end] && c.rest[end] <= '9' {
+		end++
+	}
+	n, err := strconv.ParseInt(c.rest[:end], 10, 64)
+	c.rest, c.failed = c.rest[end:], c.failed || err != nil
+	return n
+}
+
+// until gives the text before a mark and skips the mark. The mark "}" stands for the last byte.
+func (c *cutter) until(mark string) string {
+	at := strings.Index(c.rest, mark)
+	if mark == "}" {
+		at = strings.LastIndexByte(c.rest, '}')
+	}
+	if at < 0 {
+		c.failed = true
+		return ""
+	}
+	text := c.rest[:at]
+	c.rest = c.rest[at+len(mark):]
+	return text
+}
+
+// literal gives the text behind a literal that func literal made.
+func (c *cutter) literal() string {
+	end := 1
+	for end < len(c.rest) && c.rest[end] != '"' {
+		if c.rest[end] == '\\' {
+			end++
+		}
+		end++
+	}
+	if end >= len(c.rest) || c.rest[0] != '"' {
+		c.failed = true
+		return ""
+	}
+	text := c.rest[1:end]
+	c.rest = c.rest[end+1:]
+	if strings.IndexByte(text, '\\') < 0 {
+		return text
+	}
+	return strings.NewReplacer(`\\`, `\`, `\"`, `"`).Replace(text)
+}
+
+//go:embed lua/*.lua
+var luaFiles embed.FS
+
+// script is one Lua script in two forms: with the flags that Redis 7 checks, and without for older servers.
+type script struct {
+	name           string
+	flagged, plain scriptText
+}
+
+type scriptText struct {
+	source, sha string
+}
+
+type scripts struct {
+	join, heartbeat, restore, remove, read, overdue            script
+	indexRoom, claimRooms, settleRooms, indexUser, unindexUser script
+}
+
+// allow-oom: what only reads or removes must work on a Redis that has no memory left.
+const (
+	writes      = "#!lua"
+	alwaysWorks = "#!lua flags=allow-oom"
+)
+
+func loadScripts() scripts {
+	return scripts{
+		join:        loadScript(writes, "base", "room", "join"),
+		heartbeat:   loadScript(writes, "base", "room", "heartbeat"),
+		restore:     loadScript(writes, "base", "room", "restore"),
+		remove:      loadScript(alwaysWorks, "base", "room", "remove"),
+		read:        loadScript(alwaysWorks, "base", "room", "read"),
+		overdue:     loadScript(alwaysWorks, "base", "room", "overdue"),
+		indexRoom:   loadScript(writes, "base", "index_room"),
+		claimRooms:  loadScript(alwaysWorks, "base", "claim_rooms"),
+		settleRooms: loadScript(alwaysWorks, "base", "settle_rooms"),
+		indexUser:   loadScript(writes, "base", "index_user"),
+		unindexUser: loadScript(alwaysWorks, "base", "unindex_user"),
+	}
+}
+
+// loadScript joins files of lua/. They are part of the program, so a missing one is a mistake in this file.
+func loadScript(flags string, names ...string) script {
+	var source strings.Builder
+	for _, name := range names {
+		file, err := luaFiles.ReadFile("lua/" + name + ".lua")
+		if err != nil {
+			panic(err)
+		}
+		source.Write(file)
+	}
+	return script{
+		name:    names[len(names)-1],
+		flagged: newScriptText(flags + "\n" + source.String()),
+		plain:   newScriptText(source.String()),
+	}
+}
+
+func newScriptText(source string) scriptText {
+	sum := sha1.Sum([]byte(source))
+	return scriptText{source: source, sha: hex.EncodeToString(sum[:])}
+}
+
+// reply is a script's answer: a flat list, its first element the verdict.
+type reply []any
+
+func (r reply) text(i int) string {
+	if i >= len(r) {
+		return ""
+	}
+	text, _ := r[i].(string)
+	return text
+}
+
+func (r reply) verdict() string { return r.text(0) }
+
+func (r reply) int(i int) int64 {
+	if i < len(r) {
+		if n, ok := r[i].(int64); ok {
+			return n
+		}
+	}
+	n, _ := strconv.ParseInt(r.text(i), 10, 64)
+	return n
+}
+
+func (r reply) float(i int) float64 {
+	f, _ := strconv.ParseFloat(r.text(i), 64)
+	return f
+}
+
+// list is the list at i.
+func (r reply) list(i int) reply {
+	if i >= len(r) {
+		return nil
+	}
+	list, _ := r[i].([]any)
+	return list
+}
+
+// pairs is the list of names and values at i.
+func (r reply) pairs(i int) map[string]string {
+	list := r.list(i)
+	pairs := make(map[string]string, len(list)/2)
+	for j := 0; j+1 < len(list); j += 2 {
+		pairs[list.text(j)] = list.text(j + 1)
+	}
+	return pairs
+}
+
+func (r reply) strange() *Error {
+	return unavailable(fmt.Errorf("unexpected answer of a script: %q", r.verdict()))
+}
+
+// run calls a script by its digest and sends its text only where the server says that it does not know it: then it
+// has not run. Whatever else fails may have run, and is not sent again.
+func (s *Service) run(ctx context.Context, sc script, keys []string, args ...any) (reply, error) {
+	text := sc.flagged
+	if s.unflags.Load() {
+		text = sc.plain
+	}
+	answer, err := s.rdb.EvalSha(ctx, text.sha, keys, args...).Result()
+	if redis.HasErrorPrefix(err, "NOSCRIPT") {
+		answer, err = s.rdb.Eval(ctx, text.source, keys, args...).Result()
+	}
+	if err != nil && strings.Contains(err.Error(), "ompil") && !s.unflags.Swap(true) {
+		return s.run(ctx, sc, keys, args...)
+	}
+	if err != nil && !errors.Is(err, redis.Nil) {
+		return nil, unavailable(fmt.Errorf("%s: %w", sc.name, err))
+	}
+	list, _ := answer.([]any)
+	return list, nil
+}

@@ -1,0 +1,649 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"iter"
+	"log/slog"
+	"maps"
+	"sync"
+	"time"
+)
+
+const (
+	// A join that waits so long for its own event reads the room instead.
+	joinPatience = 100 * time.Millisecond
+
+	// A replica that differs for so long from a revision that Redis returned is read anew.
+	replicaPatience = time.Second
+
+	// A read of a room that takes so long is given up and repeated.
+	readPatience = 2 * time.Second
+
+	// A room without local members is given up after this time.
+	roomLinger = time.Second
+
+	// Messages kept while a room is read. When more come, the room is read once more instead.
+	maxPending = 10_000
+)
+
+// receiver is a local socket as a room sees it. Its methods do not wait, and lock nothing that is held by who calls
+// into a room.
+type receiver interface {
+	queue(f frame) (mustFlush bool)
+	flush()
+}
+
+// roomSource is where rooms come from.
+type roomSource interface {
+	read(ctx context.Context, room string) (Snapshot, error)
+}
+
+// subscriptions are asked for the messages of rooms; a hub is told of them as a bridgeSink.
+type subscriptions interface {
+	subscribe(room string)
+	unsubscribe(room string)
+}
+
+// hub holds the rooms that local sockets are in.
+//
+// Locks are taken in the order hub, room, receiver.
+type hub struct {
+	source   roomSource
+	bridge   subscriptions
+	encode   func(Event) frame // one frame for all receivers
+	freshFor time.Duration     // age up to which lastSeenMs of a replica is good enough for a snapshot
+	log      *slog.Logger
+
+	mu    sync.Mutex
+	rooms map[string]*room
+
+	batch batch
+	ctx   context.Context
+	stop  context.CancelFunc
+	work  sync.WaitGroup
+}
+
+// batch is what waits for the end of a run of messages.
+type batch struct {
+	mu      sync.Mutex
+	dirty   []receiver // have frames that are not yet written
+	touched []*room    // may have waiters to answer
+}
+
+// newHub makes a hub. Its bridge must be set before the first room is acquired.
+func newHub(source roomSource, encode func(Event) frame, freshFor time.Duration, log *slog.Logger) *hub {
+	h := &hub{source: source, encode: encode, freshFor: freshFor, log: log, rooms: map[string]*room{}}
+	h.ctx, h.stop = context.WithCancel(context.Background())
+	h.work.Go(h.sweepLoop)
+	return h
+}
+
+// close ends reading and sweeping, and waits for both.
+func (h *hub) close() {
+	h.stop()
+	h.work.Wait()
+}
+
+// acquire gives the room for one more local member, who is to be released once.
+func (h *hub) acquire(id string) *room {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	r := h.rooms[id]
+	if r == nil {
+		r = newRoom(h, id)
+		h.rooms[id] = r
+		h.bridge.subscribe(id)
+	}
+	r.members++
+	return r
+}
+
+func (h *hub) release(r *room) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if r.members--; r.members == 0 {
+		r.indexed = false
+		r.emptySince = time.Now()
+	}
+}
+
+func (h *hub) find(id string) *room {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.rooms[id]
+}
+
+// receivers are the local sockets in any of these rooms.
+func (h *hub) receivers(rooms []string) map[receiver]bool {
+	set := map[receiver]bool{}
+	for _, id := range rooms {
+		if r := h.find(id); r != nil {
+			r.collect(set)
+		}
+	}
+	return set
+}
+
+func (h *hub) sweepLoop() {
+	tick := time.NewTicker(roomLinger / 2)
+	defer tick.Stop()
+	for {
+		select {
+		case <-h.ctx.Done():
+			return
+		case <-tick.C:
+			h.sweep()
+		}
+	}
+}
+
+// sweep gives up rooms that have had no local member for a while.
+func (h *hub) sweep() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for id, r := range h.rooms {
+		if r.members == 0 && time.Since(r.emptySince) >= roomLinger {
+			delete(h.rooms, id)
+			h.bridge.unsubscribe(id)
+			r.stop()
+		}
+	}
+}
+
+// subscribed is told by the bridge: what was published before may be missing, so the room is read.
+func (h *hub) subscribed(id string) {
+	if r := h.find(id); r != nil {
+		r.mu.Lock()
+		r.reread()
+		r.mu.Unlock()
+	}
+}
+
+// message is told by the bridge.
+func (h *hub) message(id, payload string) {
+	r := h.find(id)
+	if r == nil {
+		return
+	}
+	m, ok := parseMessage(payload)
+	if !ok || m.RoomID != id {
+		h.log.Warn("a message on a room's channel is none of ours", "room", id)
+		return
+	}
+	r.receive(m)
+}
+
+// settled is told by the bridge, and after a read: joins that waited for the messages before are answered, and everything is written.
+func (h *hub) settled() {
+	h.batch.mu.Lock()
+	touched := h.batch.touched
+	h.batch.touched = nil
+	h.batch.mu.Unlock()
+	for _, r := range touched {
+		r.settle()
+	}
+	h.flush()
+}
+
+func (h *hub) touch(r *room) {
+	h.batch.mu.Lock()
+	defer h.batch.mu.Unlock()
+	h.batch.touched = append(h.batch.touched, r)
+}
+
+// cast queues a frame for receivers. It is written at the next flush.
+func (h *hub) cast(f frame, to []receiver) {
+	h.batch.mu.Lock()
+	defer h.batch.mu.Unlock()
+	for _, receiver := range to {
+		if receiver.queue(f) {
+			h.batch.dirty = append(h.batch.dirty, receiver)
+		}
+	}
+}
+
+func (h *hub) flush() {
+	h.batch.mu.Lock()
+	dirty := h.batch.dirty
+	h.batch.dirty = nil
+	h.batch.mu.Unlock()
+	for _, receiver := range dirty {
+		receiver.flush()
+	}
+}
+
+// room is the replica of one room and the local sockets that get its events.
+type room struct {
+	id   string
+	hub  *hub
+	ctx  context.Context
+	stop context.CancelFunc
+
+	// Guarded by hub.mu.
+	members    int // local members, and those on their way in
+	emptySince time.Time
+	indexed    bool          // the reaper's index has the room since the first of them
+	indexing   chan struct{} // holds one token: who has it may write the index
+
+	mu        sync.Mutex
+	replica   replica
+	loaded    chan struct{} // closed once the replica is there
+	loadOnce  sync.Once
+	readAt    time.Time
+	reading   bool
+	readAgain bool
+	comparing bool      // a timer looks at a difference
+	pending   []message // came while the room was read
+	touched   bool      // the hub will settle this room
+	receivers receiverSet
+	waiters   []*waiter
+	snapshot  []byte // of the answers at work
+}
+
+func newRoom(h *hub, id string) *room {
+	r := &room{id: id, hub: h, loaded: make(chan struct{}), indexing: make(chan struct{}, 1), emptySince: time.Now()}
+	r.replica = newReplica(id)
+	r.ctx, r.stop = context.WithCancel(h.ctx)
+	return r
+}
+
+// index calls write, unless it has been called with success since the node had no member in the room. The first member's
+// call holds the others back, so that none is in the room before its index entry.
+func (r *room) index(ctx context.Context, write func(context.Context) error) error {
+	select {
+	case r.indexing <- struct{}{}:
+	case <-ctx.Done():
+		return unavailable(ctx.Err())
+	}
+	defer func() { <-r.indexing }()
+	r.hub.mu.Lock()
+	done := r.indexed
+	r.hub.mu.Unlock()
+	if done {
+		return nil
+	}
+	if err := write(ctx); err != nil {
+		return err
+	}
+	r.hub.mu.Lock()
+	r.indexed = true
+	r.hub.mu.Unlock()
+	return nil
+}
+
+// ready waits until the replica is there, and gives its revision.
+func (r *room) ready(ctx context.Context) (rev int64, err error) {
+	select {
+	case <-r.loaded:
+	case <-ctx.Done():
+		return 0, unavailable(ctx.Err())
+	}
+	return r.revision(), nil
+}
+
+// revision is the highest one that this node knows.
+func (r *room) revision() int64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.replica.rev
+}
+
+// waiter is a join that waits for the replica.
+type waiter struct {
+	rev      int64
+	to       receiver
+	answer   func(snapshot func() []byte, rev int64)
+	answered chan struct{}
+}
+
+// admit waits until the replica has reached rev. Then, in one step, it calls answer with the room's snapshot and makes
+// the receiver one of the room's (G2: the acknowledgement precedes the events, and none between them is missing).
+func (r *room) admit(ctx context.Context, rev int64, to receiver, answer func(snapshot func() []byte, rev int64)) error {
+	w := &waiter{rev: rev, to: to, answer: answer, answered: make(chan struct{})}
+	r.mu.Lock()
+	r.waiters = append(r.waiters, w)
+	if time.Since(r.readAt) > r.hub.freshFor {
+		r.reread()
+	}
+	if !r.touched {
+		r.welcome()
+	}
+	r.mu.Unlock()
+	impatient := time.AfterFunc(joinPatience, r.hurry)
+	defer impatient.Stop()
+	select {
+	case <-w.answered:
+		return nil
+	case <-ctx.Done():
+		return r.giveUp(w, ctx.Err())
+	}
+}
+
+// hurry reads the room if somebody still waits for it.
+func (r *room) hurry() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.waiters) > 0 && !r.reading {
+		r.reread()
+	}
+}
+
+// giveUp takes back a waiter, unless it was answered in the meantime.
+func (r *room) giveUp(w *waiter, cause error) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for i, other := range r.waiters {
+		if other == w {
+			r.waiters = append(r.waiters[:i], r.waiters[i+1:]...)
+			return unavailable(cause)
+		}
+	}
+	return nil
+}
+
+// welcome answers the waiters whose revision the replica has reached. r.mu is held.
+func (r *room) welcome() {
+	if r.reading || len(r.waiters) == 0 {
+		return
+	}
+	rest := r.waiters[:0]
+	for _, w := range r.waiters {
+		if w.rev > r.replica.rev {
+			rest = append(rest, w)
+			continue
+		}
+		w.answer(r.snapshotJSON, r.replica.rev)
+		r.receivers.add(w.to)
+		close(w.answered)
+	}
+	clear(r.waiters[len(rest):])
+	r.waiters = rest
+	r.snapshot = nil
+}
+
+// snapshotJSON is built once for all joins that are answered together.
+func (r *room) snapshotJSON() []byte {
+	if r.snapshot == nil {
+		r.snapshot = appendEntries(nil, maps.Values(r.replica.entries))
+	}
+	return r.snapshot
+}
+
+// leave ends the receiver's events. Frames that are queued for it stay.
+func (r *room) leave(to receiver) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.receivers.remove(to)
+}
+
+// collect adds the room's receivers to a set.
+func (r *room) collect(set map[receiver]bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, to := range r.receivers.list {
+		set[to] = true
+	}
+}
+
+// receive takes a message of the room's channel. It is applied if it follows the replica; one that is already in it is
+// dropped; anything else means that messages, or the room's counter, were lost.
+func (r *room) receive(m message) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	switch {
+	case r.reading:
+		r.keep(m)
+	case m.prev == r.replica.rev:
+		r.apply(m.Event)
+	case m.Rev <= r.replica.rev:
+	default:
+		r.hub.log.Info("messages of a room were lost", "room", r.id, "have", r.replica.rev, "prev", m.prev, "rev", m.Rev)
+		r.keep(m)
+		r.reread()
+	}
+}
+
+func (r *room) keep(m message) {
+	if len(r.pending) == maxPending {
+		r.pending, r.readAgain = nil, true
+	}
+	r.pending = append(r.pending, m)
+}
+
+// apply changes the replica and tells the receivers. r.mu is held.
+func (r *room) apply(e Event) {
+	r.replica.apply(e)
+	r.tell(e)
+	if !r.touched {
+		r.touched = true
+		r.hub.touch(r)
+	}
+}
+
+func (r *room) tell(e Event) {
+	if len(r.receivers.list) > 0 {
+		r.hub.cast(r.hub.encode(e), r.receivers.list)
+	}
+}
+
+func (r *room) settle() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.touched = false
+	r.welcome()
+}
+
+// compare takes a revision of the room that a script returned. When it stays different from the replica's, messages were
+// lost and none came after them.
+func (r *room) compare(rev int64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	had := r.replica.rev
+	if rev == had || r.reading || r.comparing {
+		return
+	}
+	r.comparing = true
+	time.AfterFunc(replicaPatience, func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.comparing = false
+		if r.replica.rev < rev || r.replica.rev == had {
+			r.reread()
+		}
+	})
+}
+
+// reread has the room read, once more if that is already under way. r.mu is held.
+func (r *room) reread() {
+	if r.reading {
+		r.readAgain = true
+		return
+	}
+	if r.ctx.Err() != nil {
+		return
+	}
+	r.reading = true
+	r.hub.work.Go(r.readLoop)
+}
+
+func (r *room) readLoop() {
+	for wait := 20 * time.Millisecond; r.ctx.Err() == nil; {
+		ctx, cancel := context.WithTimeout(r.ctx, readPatience)
+		s, err := r.hub.source.read(ctx, r.id)
+		cancel()
+		if err != nil {
+			r.hub.log.Debug("a room cannot be read", "error", err)
+			pause(r.ctx, wait)
+			wait = min(2*wait, 500*time.Millisecond)
+			continue
+		}
+		done := r.adopt(s)
+		r.hub.settled()
+		if done {
+			return
+		}
+	}
+}
+
+// adopt takes over what was read, tells the receivers the difference, and applies what came in meanwhile. It is false
+// when the room must be read again.
+func (r *room) adopt(s Snapshot) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, e := range r.replica.adopt(s) {
+		r.tell(e)
+	}
+	r.readAt = time.Now()
+	r.loadOnce.Do(func() { close(r.loaded) })
+	if again := !r.applyPending() || r.readAgain; again {
+		r.readAgain = false
+		return false
+	}
+	r.reading = false
+	r.welcome()
+	return true
+}
+
+// applyPending is false when one of the messages does not follow the replica. Then it and those after it stay.
+func (r *room) applyPending() bool {
+	for i, m := range r.pending {
+		switch {
+		case m.prev == r.replica.rev:
+			r.apply(m.Event)
+		case m.Rev > r.replica.rev:
+			r.pending = r.pending[i:]
+			return false
+		}
+	}
+	r.pending = nil
+	return true
+}
+
+// replica is a room as this node knows it.
+type replica struct {
+	room    string
+	rev     int64
+	entries map[string]Entry // by connection id
+	users   map[string]int   // connections of each user
+}
+
+func newReplica(room string) replica {
+	return replica{room: room, entries: map[string]Entry{}, users: map[string]int{}}
+}
+
+func (p *replica) apply(e Event) {
+	p.rev = e.Rev
+	if e.Type == EventLeave {
+		p.drop(e.ConnID)
+		return
+	}
+	p.put(Entry{ConnID: e.ConnID, UserID: e.UserID, State: e.State, LastSeenMs: e.TS, Epoch: e.Epoch, Rev: e.Rev})
+}
+
+func (p *replica) put(e Entry) {
+	p.drop(e.ConnID)
+	p.entries[e.ConnID] = e
+	p.users[e.UserID]++
+}
+
+func (p *replica) drop(conn string) {
+	old, ok := p.entries[conn]
+	if !ok {
+		return
+	}
+	delete(p.entries, conn)
+	if p.users[old.UserID]--; p.users[old.UserID] == 0 {
+		delete(p.users, old.UserID)
+	}
+}
+
+// adopt makes the replica equal to what was read and gives the difference as events: joins and updates, then leaves, all
+// of the revision that was read. A replica never goes back: where Redis has lost its counter, the higher revision stays.
+func (p *replica) adopt(s Snapshot) []Event {
+	p.rev = max(p.rev, s.Rev)
+	var events []Event
+	present := make(map[string]bool, len(s.Entries))
+	for _, e := range s.Entries {
+		present[e.ConnID] = true
+		old, had := p.entries[e.ConnID]
+		kind := difference(old, had, e)
+		p.put(e)
+		if kind != "" {
+			events = append(events, p.event(kind, e, s.TS))
+		}
+	}
+	for conn, old := range p.entries {
+		if !present[conn] {
+			p.drop(conn)
+			events = append(events, p.event(EventLeave, old, s.TS))
+		}
+	}
+	return events
+}
+
+// difference is the event that turns one entry into another, "" if none is needed. The same state under another
+// revision is a connection that was put back.
+func difference(old Entry, had bool, e Entry) EventType {
+	switch {
+	case !had || old.UserID != e.UserID || old.Epoch != e.Epoch:
+		return EventJoin
+	case old.Rev == e.Rev:
+		return ""
+	case bytes.Equal(old.State, e.State):
+		return EventJoin
+	default:
+		return EventUpdate
+	}
+}
+
+func (p *replica) event(kind EventType, e Entry, ts int64) Event {
+	event := Event{Type: kind, RoomID: p.room, UserID: e.UserID, ConnID: e.ConnID, State: e.State, TS: ts, Epoch: e.Epoch,
+		Rev: p.rev, UserConns: p.users[e.UserID]}
+	if kind == EventLeave {
+		event.State = nil
+	}
+	return event
+}
+
+// appendEntries appends a JSON array.
+func appendEntries(b []byte, entries iter.Seq[Entry]) []byte {
+	b = append(b, '[')
+	for e := range entries {
+		if b[len(b)-1] != '[' {
+			b = append(b, ',')
+		}
+		b = e.appendJSON(b)
+	}
+	return append(b, ']')
+}
+
+// receiverSet is a list, because it is walked for every event, with an index for taking out.
+type receiverSet struct {
+	list  []receiver
+	place map[receiver]int
+}
+
+func (s *receiverSet) add(to receiver) {
+	if _, there := s.place[to]; there {
+		return
+	}
+	if s.place == nil {
+		s.place = map[receiver]int{}
+	}
+	s.place[to] = len(s.list)
+	s.list = append(s.list, to)
+}
+
+func (s *receiverSet) remove(to receiver) {
+	at, there := s.place[to]
+	if !there {
+		return
+	}
+	last := len(s.list) - 1
+	s.list[at] = s.list[last]
+	s.place[s.list[at]] = at
+	s.list[last] = nil
+	s.list = s.list[:last]
+	delete(s.place, to)
+}
