@@ -86,10 +86,24 @@ func (b *broadcaster) Broadcast(ctx context.Context, room, event string, args ..
 		return fmt.Errorf("encode %q: %w", event, err)
 	}
 	b.local.broadcast([]string{room}, nil, eventFrame(event, encoded...))
-	if err := b.rdb.Publish(ctx, adapterChannel+room+"#", message).Err(); err != nil {
+	if err := b.publish(ctx, adapterChannel+room+"#", message); err != nil {
 		return fmt.Errorf("publish %q: %w", event, err)
 	}
 	return nil
+}
+
+// publish sends all messages of a channel through the same server of a cluster: any
+// server takes them, but those that take different ways overtake each other.
+func (b *broadcaster) publish(ctx context.Context, channel string, message []byte) error {
+	cluster, ok := b.rdb.(*redis.ClusterClient)
+	if !ok {
+		return b.rdb.Publish(ctx, channel, message).Err()
+	}
+	master, err := cluster.MasterForKey(ctx, channel)
+	if err != nil {
+		return err
+	}
+	return master.Publish(ctx, channel, message).Err()
 }
 
 // reservedEvent tells whether a Socket.IO client takes the event for one of its own.
