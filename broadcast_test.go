@@ -1,12 +1,14 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"math"
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -210,20 +212,33 @@ func broadcastToNode(t *testing.T, node *nodeProcess, us *broadcaster, room stri
 	}
 }
 
-// TestBroadcastGoesOn after Redis was away.
+// TestBroadcastGoesOn after Redis was away, or hung.
 func TestBroadcastGoesOn(t *testing.T) {
-	p := spawnRedis(t)
-	rdb := backend{url: p.url}.open(t)
-	us, ears := startBroadcaster(t, rdb)
-	p.stop()
-	if err := us.Broadcast(t.Context(), "room", "while away"); err == nil {
-		t.Error("no error while Redis is away")
+	for _, tc := range []struct {
+		name      string
+		away      func(*redisProcess)
+		backAgain func(*redisProcess)
+	}{
+		{"restart", (*redisProcess).stop, (*redisProcess).restart},
+		{"hang", func(p *redisProcess) { p.signal(syscall.SIGSTOP) }, func(p *redisProcess) { p.signal(syscall.SIGCONT) }},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			p := spawnRedis(t)
+			rdb := backend{url: p.url}.open(t)
+			us, ears := startBroadcaster(t, rdb)
+			tc.away(p)
+			ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+			defer cancel()
+			if err := us.Broadcast(ctx, "room", "while away"); err == nil {
+				t.Error("no error")
+			}
+			tc.backAgain(p)
+			ears.waitForSubscription(t, rdb)
+			if n := ears.count(`["room"]-[] 42["while away"]`); n != 1 {
+				t.Errorf("the sockets of this node got it %d times", n)
+			}
+		})
 	}
-	if ears.count(`["room"]-[] 42["while away"]`) != 1 {
-		t.Error("the sockets of this node did not get it")
-	}
-	p.restart()
-	ears.waitForSubscription(t, rdb)
 }
 
 func TestBroadcastRefuses(t *testing.T) {
