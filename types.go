@@ -50,13 +50,10 @@ func (e *Error) Unwrap() error { return e.Cause }
 
 // appendAck appends the acknowledgement that tells the client of the failure.
 func (e *Error) appendAck(b []byte) []byte {
-	b = append(b, `{"ok":false,"error":`...)
-	b = appendString(b, e.Message)
-	b = append(b, `,"code":`...)
-	b = appendString(b, string(e.Code))
+	b = appendText(b, `{"ok":false,"error":`, e.Message)
+	b = appendText(b, `,"code":`, string(e.Code))
 	if e.Code == CodeStaleEpoch {
-		b = append(b, `,"epoch":`...)
-		b = strconv.AppendInt(b, e.Epoch, 10)
+		b = appendNumber(b, `,"epoch":`, e.Epoch)
 	}
 	if e.Code == CodeUnavailable || e.Code == CodeShuttingDown {
 		b = append(b, `,"retryable":true`...)
@@ -101,27 +98,17 @@ type Event struct {
 
 // appendJSON appends the event as its clients get it.
 func (e *Event) appendJSON(b []byte) []byte {
-	b = append(b, `{"type":`...)
-	b = appendString(b, string(e.Type))
-	b = append(b, `,"roomId":`...)
-	b = appendString(b, e.RoomID)
-	b = append(b, `,"userId":`...)
-	b = appendString(b, e.UserID)
-	b = append(b, `,"connId":`...)
-	b = appendString(b, e.ConnID)
-	b = append(b, `,"state":`...)
-	b = appendRaw(b, e.State)
-	b = append(b, `,"ts":`...)
-	b = strconv.AppendInt(b, e.TS, 10)
-	b = append(b, `,"epoch":`...)
-	b = strconv.AppendInt(b, e.Epoch, 10)
-	b = append(b, `,"rev":`...)
-	b = strconv.AppendInt(b, e.Rev, 10)
-	b = append(b, `,"userConns":`...)
-	b = strconv.AppendInt(b, int64(e.UserConns), 10)
+	b = appendText(b, `{"type":`, string(e.Type))
+	b = appendText(b, `,"roomId":`, e.RoomID)
+	b = appendText(b, `,"userId":`, e.UserID)
+	b = appendText(b, `,"connId":`, e.ConnID)
+	b = appendRaw(b, `,"state":`, e.State)
+	b = appendNumber(b, `,"ts":`, e.TS)
+	b = appendNumber(b, `,"epoch":`, e.Epoch)
+	b = appendNumber(b, `,"rev":`, e.Rev)
+	b = appendNumber(b, `,"userConns":`, int64(e.UserConns))
 	if e.Reason != "" {
-		b = append(b, `,"reason":`...)
-		b = appendString(b, string(e.Reason))
+		b = appendText(b, `,"reason":`, string(e.Reason))
 	}
 	return append(b, '}')
 }
@@ -138,16 +125,11 @@ type Entry struct {
 
 // appendJSON appends the entry as its clients get it.
 func (e *Entry) appendJSON(b []byte) []byte {
-	b = append(b, `{"connId":`...)
-	b = appendString(b, e.ConnID)
-	b = append(b, `,"userId":`...)
-	b = appendString(b, e.UserID)
-	b = append(b, `,"state":`...)
-	b = appendRaw(b, e.State)
-	b = append(b, `,"lastSeenMs":`...)
-	b = strconv.AppendInt(b, e.LastSeenMs, 10)
-	b = append(b, `,"epoch":`...)
-	b = strconv.AppendInt(b, e.Epoch, 10)
+	b = appendText(b, `{"connId":`, e.ConnID)
+	b = appendText(b, `,"userId":`, e.UserID)
+	b = appendRaw(b, `,"state":`, e.State)
+	b = appendNumber(b, `,"lastSeenMs":`, e.LastSeenMs)
+	b = appendNumber(b, `,"epoch":`, e.Epoch)
 	return append(b, '}')
 }
 
@@ -572,8 +554,10 @@ func sameJSON(a, b []byte) bool {
 	return slices.Equal(known.values(a), known.values(b))
 }
 
-// isPlain reports whether a value can be written in one way only.
-func isPlain(b []byte) bool { return bytes.IndexAny(b, "{[\\ \t\r\n") < 0 }
+// isPlain reports whether a value has no container, no escape and no space around it: it is written in one way only.
+func isPlain(b []byte) bool {
+	return len(b) > 0 && b[0] > ' ' && b[0] != '{' && b[0] != '[' && b[len(b)-1] > ' ' && bytes.IndexByte(b, '\\') < 0
+}
 
 // numbering gives values that mean the same the same number, and others another one. Its keys are scalars without their
 // escapes, "[" with the numbers of the elements, and "{" with the sorted numbers of keys and values. So values are
@@ -657,7 +641,16 @@ func appendString(b []byte, text string) []byte {
 	return append(b, '"')
 }
 
-func appendRaw(b []byte, value json.RawMessage) []byte {
+// appendText appends a key, with the comma and colon around it, and its value; appendNumber and appendRaw likewise.
+func appendText(b []byte, key, value string) []byte { return appendString(append(b, key...), value) }
+
+func appendNumber(b []byte, key string, value int64) []byte {
+	return strconv.AppendInt(append(b, key...), value, 10)
+}
+
+// appendRaw appends null for a nil value.
+func appendRaw(b []byte, key string, value json.RawMessage) []byte {
+	b = append(b, key...)
 	if value == nil {
 		return append(b, "null"...)
 	}
