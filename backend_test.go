@@ -41,7 +41,7 @@ var sharedRedis = struct {
 
 // TestMain stops what the tests started, and fails when they left a goroutine behind.
 func TestMain(m *testing.M) {
-	redis.SetLogger(redisLog{slog.New(slog.DiscardHandler)}) // lost connections are what many tests are about
+	redis.SetLogger(redisLog{}) // lost connections are what many tests are about
 	before := goroutines()
 	code := m.Run()
 	stopSharedRedis()

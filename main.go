@@ -40,6 +40,7 @@ const (
 func main() {
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, syscall.SIGTERM, os.Interrupt)
+	redis.SetLogger(redisLog{})
 	os.Exit(run(os.Environ(), os.Stderr, signals))
 }
 
@@ -54,7 +55,6 @@ func run(environ []string, out io.Writer, signals <-chan os.Signal) (exitCode in
 	}
 	log := newLogger(out, config)
 	slog.SetDefault(log)
-	redis.SetLogger(redisLog{log})
 	for _, warning := range warnings {
 		log.Warn("setting", "warning", warning)
 	}

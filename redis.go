@@ -165,9 +165,9 @@ func withoutCredentials(rawURL string) string {
 }
 
 // redisLog lets the Redis client, which logs its reconnecting and much else, speak
-// on the debug level.
-type redisLog struct{ log *slog.Logger }
+// on the debug level of the default logger.
+type redisLog struct{}
 
-func (l redisLog) Printf(ctx context.Context, format string, args ...any) {
-	l.log.DebugContext(ctx, "redis client", "message", fmt.Sprintf(format, args...))
+func (redisLog) Printf(ctx context.Context, format string, args ...any) {
+	slog.DebugContext(ctx, "redis client", "message", fmt.Sprintf(format, args...))
 }

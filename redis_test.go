@@ -8,7 +8,6 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"fmt"
-	"log/slog"
 	"math/big"
 	"net"
 	"os"
@@ -238,15 +237,5 @@ func TestRedisNotSentAgain(t *testing.T) {
 	}
 	if n := arrived.Load(); n != 2 {
 		t.Errorf("2 commands arrived %d times", n)
-	}
-}
-
-// TestRedisLog keeps what the client library says, for those who want to see it.
-func TestRedisLog(t *testing.T) {
-	var out strings.Builder
-	log := slog.New(slog.NewTextHandler(&out, &slog.HandlerOptions{Level: slog.LevelDebug}))
-	redisLog{log}.Printf(t.Context(), "lost %d of %s", 2, "them")
-	if !strings.Contains(out.String(), `level=DEBUG msg="redis client" message="lost 2 of them"`) {
-		t.Error(out.String())
 	}
 }
