@@ -615,15 +615,17 @@ func (r reply) strange() *Error {
 // run calls a script by its digest and sends its text only where the server says that it does not know it: then it
 // has not run. Whatever else fails may have run, and is not sent again.
 func (s *Service) run(ctx context.Context, sc script, keys []string, args ...any) (reply, error) {
-	text := sc.flagged
-	if s.unflags.Load() {
-		text = sc.plain
+	flagged := !s.unflags.Load()
+	text := sc.plain
+	if flagged {
+		text = sc.flagged
 	}
 	answer, err := s.rdb.EvalSha(ctx, text.sha, keys, args...).Result()
 	if redis.HasErrorPrefix(err, "NOSCRIPT") {
 		answer, err = s.rdb.Eval(ctx, text.source, keys, args...).Result()
 	}
-	if err != nil && strings.Contains(err.Error(), "ompil") && !s.unflags.Swap(true) {
+	if flagged && err != nil && strings.Contains(err.Error(), "ompil") {
+		s.unflags.Store(true)
 		return s.run(ctx, sc, keys, args...)
 	}
 	if err != nil && !errors.Is(err, redis.Nil) {
