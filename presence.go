@@ -347,7 +347,7 @@ func (s *Service) remove(ctx context.Context, room string, how removal, list []i
 // find reads one connection of a room; CodeNotJoined if it is not there.
 func (s *Service) find(ctx context.Context, room, conn string) (Member, error) {
 	value, err := s.rdb.HGet(ctx, keysOf(room).meta(), conn).Result()
-	if err != nil && !errors.Is(err, redis.Nil) {
+	if err != nil && !errors.Is(err, redis.Nil) && !redis.HasErrorPrefix(err, "WRONGTYPE") {
 		return Member{}, unavailable(err)
 	}
 	m, ok := parseMeta(value)
