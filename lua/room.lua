@@ -7,6 +7,7 @@
 -- The client's JSON is last and opaque: it is cut out and written back as bytes, never decoded.
 
 local META, MEMBERS, LAST_SEEN, REV, CONNS = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local EMPTY_ROOM_TTL = 3600000 -- ms
 local META_PATTERN = '^{"epoch":(%d+),"rev":(%d+),"node":"([%w_-]*)","userLen":(%d+),"userId":()'
 
 -- The text behind a JSON literal in which only quote and backslash are escaped.
@@ -88,6 +89,9 @@ local function mend()
   for _, conn in ipairs(redis.call('ZRANGE', LAST_SEEN, 0, -1)) do
     if redis.call('HEXISTS', META, conn) == 0 then redis.call('ZREM', LAST_SEEN, conn) end
   end
+  -- A lost counter goes on at the clock. In a room that has lost its members it is not kept for ever.
+  redis.call('SET', REV, now, 'NX')
+  if redis.call('HLEN', META) == 0 then redis.call('PEXPIRE', REV, EMPTY_ROOM_TTL) end
 end
 
 -- Runs a script's body. Every body reads all its keys before its first write, so a key of another type stops it
