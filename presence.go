@@ -249,11 +249,12 @@ func (s *Service) heartbeat(ctx context.Context, m *Member, patch json.RawMessag
 }
 
 func (s *Service) beat(ctx context.Context, m Member, state json.RawMessage, changed bool, floor int64) (reply, error) {
-	args := []any{m.Conn, m.Epoch, m.Rev, s.options.TTL.Milliseconds(), floor}
+	sc, args := s.scripts.heartbeat, []any{m.Conn, m.Epoch, m.Rev, s.options.TTL.Milliseconds(), floor}
 	if changed {
+		sc = s.scripts.patch
 		args = append(args, []byte(state), keysOf(m.Room).events(), s.publish, literal(m.Room))
 	}
-	return s.run(ctx, s.scripts.heartbeat, scriptKeys(m.Room, m.Conn), args...)
+	return s.run(ctx, sc, scriptKeys(m.Room, m.Conn), args...)
 }
 
 // reconcile follows an answer that found m otherwise than its owner knows it: what is newer is taken over, what is
@@ -513,11 +514,12 @@ type scriptText struct {
 }
 
 type scripts struct {
-	join, heartbeat, restore, remove, read, overdue            script
+	join, heartbeat, patch, restore, remove, read, overdue     script
 	indexRoom, claimRooms, settleRooms, indexUser, unindexUser script
 }
 
-// allow-oom: what only reads or removes must work on a Redis that has no memory left.
+// allow-oom: what only reads, refreshes or removes must work on a Redis that has no memory left. Else the reaper culls
+// members there whose heartbeats are refused.
 const (
 	writes      = "#!lua"
 	alwaysWorks = "#!lua flags=allow-oom"
@@ -526,7 +528,8 @@ const (
 func loadScripts() scripts {
 	return scripts{
 		join:        loadScript(writes, "base", "room", "join"),
-		heartbeat:   loadScript(writes, "base", "room", "heartbeat"),
+		heartbeat:   loadScript(alwaysWorks, "base", "room", "heartbeat"),
+		patch:       loadScript(writes, "base", "room", "heartbeat"),
 		restore:     loadScript(writes, "base", "room", "restore"),
 		remove:      loadScript(alwaysWorks, "base", "room", "remove"),
 		read:        loadScript(alwaysWorks, "base", "room", "read"),
