@@ -149,6 +149,7 @@ func (s *Service) Heartbeat(ctx context.Context, room, conn string, patch json.R
 	if epoch != 0 && epoch != m.Epoch {
 		return false, 0, staleEpoch(m.Epoch)
 	}
+	m.guest = true
 	changed, _, err = s.heartbeat(ctx, &m, patch, 0)
 	return changed, m.Epoch, err
 }
@@ -184,6 +185,8 @@ type Member struct {
 	Epoch                  int64
 	Rev                    int64 // the room's revision when this connection last changed
 	State                  json.RawMessage
+
+	guest bool // known from Redis only: once it has left, it is not put back
 }
 
 // join writes m as a new incarnation in place of the one with m.Epoch (0 = none) and returns it as it is then. The
@@ -284,7 +287,7 @@ func (s *Service) restore(ctx context.Context, m *Member, age time.Duration, flo
 	answer, err := s.run(ctx, s.scripts.restore, scriptKeys(m.Room, m.Conn),
 		m.Conn, m.User, literal(m.User), []byte(m.State), m.Epoch, m.Rev, m.Node,
 		s.options.TTL.Milliseconds(), age.Milliseconds(), floor,
-		keysOf(m.Room).events(), s.publish, m.Room, literal(m.Room))
+		keysOf(m.Room).events(), s.publish, m.Room, literal(m.Room), m.guest)
 	switch {
 	case err != nil:
 		return err
@@ -294,6 +297,8 @@ func (s *Service) restore(ctx context.Context, m *Member, age time.Duration, flo
 		m.Rev, m.State = answer.int(1), json.RawMessage(answer.text(2))
 	case answer.verdict() == "epoch":
 		return staleEpoch(answer.int(1))
+	case answer.verdict() == "missing":
+		return notJoined()
 	default:
 		return answer.strange()
 	}

@@ -3,13 +3,14 @@
 -- KEYS    as in room.lua, with the connection's hash
 -- ARGV    1 connection, 2 user, 3 the user's literal, 4 state, 5 epoch, 6 the connection's own revision, 7 node,
 --         8 TTL in ms, 9 ms since its last heartbeat, 10 highest revision known, 11 channel, 12 PUBLISH or SPUBLISH,
---         13 room, 14 the room's literal
+--         13 room, 14 the room's literal, 15 1 = only if the room still has some incarnation of it
 -- RETURNS {'ok', the connection's revision, the room's revision}; {'epoch', stored} when a newer incarnation,
---         {'rev', stored, state} when a newer state of it is there. Only 'ok' has written.
+--         {'rev', stored, state} when a newer state of it is there; {'missing'}. Only 'ok' has written.
 
 local conn, node, ttl, age, floor = ARGV[1], ARGV[7], tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10])
 local mine = { user = ARGV[2], literal = ARGV[3], state = ARGV[4], epoch = ARGV[5], rev = ARGV[6], node = node }
 local room = { channel = ARGV[11], publish = ARGV[12], id = ARGV[13], literal = ARGV[14] }
+local guest = ARGV[15] == '1'
 local hash = KEYS[6]
 
 return run(function()
@@ -18,6 +19,7 @@ return run(function()
   local known = redis.call('SISMEMBER', CONNS, conn) == 1 and redis.call('ZSCORE', LAST_SEEN, conn)
   local prev = stored_revision()
   redis.call('HGET', hash, 'epoch')
+  if guest and not old then return { 'missing' } end
   if old and tonumber(old.epoch) > tonumber(mine.epoch) then return { 'epoch', old.epoch } end
   local same = old and old.epoch == mine.epoch
   if same and tonumber(old.rev) > tonumber(mine.rev) then return { 'rev', old.rev, old.state } end
