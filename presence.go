@@ -193,7 +193,7 @@ type Member struct {
 // room's index entry must be there. floor is the highest revision of the room that the caller knows.
 func (s *Service) join(ctx context.Context, m Member, floor int64) (Member, error) {
 	for ctx.Err() == nil {
-		if err := s.indexUser(ctx, m); err != nil {
+		if err := s.indexUser(ctx, m, m.Epoch+1); err != nil {
 			return m, err
 		}
 		replaces := ""
@@ -281,7 +281,7 @@ func (s *Service) restore(ctx context.Context, m *Member, age time.Duration, flo
 	if err := s.indexRoom(ctx, m.Room, s.options.Lookback-age); err != nil {
 		return err
 	}
-	if err := s.indexUser(ctx, *m); err != nil {
+	if err := s.indexUser(ctx, *m, m.Epoch); err != nil {
 		return err
 	}
 	answer, err := s.run(ctx, s.scripts.restore, scriptKeys(m.Room, m.Conn),
@@ -389,10 +389,10 @@ func (s *Service) indexRoom(ctx context.Context, room string, life time.Duration
 	return err
 }
 
-// indexUser notes where the user is going to be. m.Epoch is the incarnation before; the next one is above it.
-func (s *Service) indexUser(ctx context.Context, m Member) error {
+// indexUser notes where the user is going to be, with an epoch that is not above that of the connection there.
+func (s *Service) indexUser(ctx context.Context, m Member, epoch int64) error {
 	_, err := s.run(ctx, s.scripts.indexUser, []string{userKey(m.User)},
-		userField(m.Room, m.Conn), m.Epoch+1, 2*s.options.Lookback.Milliseconds())
+		userField(m.Room, m.Conn), epoch, 2*s.options.Lookback.Milliseconds())
 	return err
 }
 
