@@ -97,6 +97,10 @@ func (s *Service) Join(ctx context.Context, room, user, conn string, state json.
 	if err != nil {
 		return Joined{}, err
 	}
+	// The join did not know the incarnation before it, which may be about to be taken out of the index.
+	if err := s.indexUser(ctx, m, m.Epoch); err != nil {
+		return Joined{}, err
+	}
 	snapshot, err := s.Snapshot(ctx, room)
 	return Joined{Epoch: m.Epoch, Snapshot: snapshot}, err
 }
