@@ -12,8 +12,8 @@ import (
 	"maps"
 	"math"
 	"net/http"
-	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -21,12 +21,6 @@ import (
 	"unicode/utf8"
 
 	"github.com/gobwas/ws"
-	"github.com/zishang520/socket.io/parsers/engine/v3/packet"
-	"github.com/zishang520/socket.io/parsers/engine/v3/parser"
-	"github.com/zishang520/socket.io/servers/engine/v3"
-	"github.com/zishang520/socket.io/servers/engine/v3/config"
-	"github.com/zishang520/socket.io/servers/engine/v3/transports"
-	"github.com/zishang520/socket.io/v3/pkg/types"
 )
 
 // Types of Engine.IO packets, and what separates them in a polling payload.
@@ -36,7 +30,6 @@ const (
 	packetPing    = '2'
 	packetPong    = '3'
 	packetMessage = '4'
-	packetUpgrade = '5'
 	packetNoop    = '6'
 	separator     = '\x1e'
 )
@@ -62,14 +55,11 @@ type socketOptions struct {
 	Admit func(r *http.Request) (release func(), status int)
 }
 
-// sockets are the Engine.IO connections of this node, and the HTTP handler where they begin. A WebSocket that is opened at
-// once is served here alone; polling and the upgrade from it go through the library's engine, which sees neither an HTTP
-// request nor a WebSocket before it was checked here.
+// sockets are the Engine.IO connections of this node, and the HTTP handler where they begin.
 type sockets struct {
 	socketOptions
-	app    app
-	engine engine.Server
-	ping   frame
+	app  app
+	ping frame
 
 	mu       sync.Mutex
 	clients  map[*client]struct{}
@@ -79,32 +69,29 @@ type sockets struct {
 }
 
 func newSockets(o socketOptions, a app) *sockets {
-	opts := config.DefaultServerOptions()
-	opts.SetPingInterval(o.PingInterval)
-	opts.SetPingTimeout(o.PingTimeout)
-	opts.SetUpgradeTimeout(o.ConnectTimeout)
-	opts.SetMaxHttpBufferSize(int64(o.MaxMessageBytes))
 	return &sockets{
 		socketOptions: o,
 		app:           a,
-		engine:        engine.NewServer(opts),
 		ping:          textFrame(packetPing),
 		clients:       map[*client]struct{}{},
 		polled:        map[string]*polled{},
 	}
 }
 
-// each calls f with every open connection, also those that are about to connect to the namespace.
+// each calls f with every client that has connected to the namespace.
 func (s *sockets) each(f func(*client)) {
+	for _, c := range s.all() {
+		if c.connected.Load() {
+			f(c)
+		}
+	}
+}
+
+// all are the clients of the open connections.
+func (s *sockets) all() []*client {
 	s.mu.Lock()
-	all := make([]*client, 0, len(s.clients))
-	for c := range s.clients {
-		all = append(all, c)
-	}
-	s.mu.Unlock()
-	for _, c := range all {
-		f(c)
-	}
+	defer s.mu.Unlock()
+	return slices.Collect(maps.Keys(s.clients))
 }
 
 // count is the number of open connections.
@@ -124,7 +111,9 @@ func (s *sockets) refuse() {
 // close refuses, closes all connections, and returns when every ended has.
 func (s *sockets) close() {
 	s.refuse()
-	s.each((*client).close)
+	for _, c := range s.all() {
+		c.close()
+	}
 	s.running.Wait()
 }
 
@@ -233,10 +222,10 @@ func (s *sockets) allowOrigin(answer http.Header, origin string) bool {
 func (s *sockets) check(r *http.Request, upgrade bool) (*polled, *refusal) {
 	q := r.URL.Query()
 	transport, sid := q.Get("transport"), q.Get("sid")
-	if transport != transports.POLLING && transport != transports.WEBSOCKET {
+	if transport != "polling" && transport != "websocket" {
 		return nil, refuseWith(http.StatusBadRequest, 0, "Transport unknown")
 	}
-	mismatch := upgrade != (transport == transports.WEBSOCKET)
+	mismatch := upgrade != (transport == "websocket")
 	if sid == "" {
 		switch {
 		case r.Method != http.MethodGet:
@@ -282,13 +271,49 @@ func (s *sockets) handshake(w http.ResponseWriter, r *http.Request, upgrade bool
 	}
 }
 
+// heartbeat pings a client once per interval, and gives it up when the pong is late.
+type heartbeat struct {
+	interval, timeout time.Duration
+	ping, lost        func()
+	timer             *time.Timer
+	awaited           atomic.Bool // the pong is
+	over              atomic.Bool
+}
+
+func (s *sockets) newHeartbeat(ping, lost func()) *heartbeat {
+	h := &heartbeat{interval: s.PingInterval, timeout: s.PingTimeout, ping: ping, lost: lost}
+	h.timer = time.AfterFunc(math.MaxInt64, h.tick) // tick uses timer, so it must not run before the assignment
+	h.timer.Reset(h.interval)
+	return h
+}
+
+func (h *heartbeat) tick() {
+	switch {
+	case h.over.Load():
+	case h.awaited.Swap(true):
+		h.lost()
+	default:
+		h.ping()
+		h.timer.Reset(h.timeout)
+	}
+}
+
+func (h *heartbeat) pong() {
+	h.awaited.Store(false)
+	h.timer.Reset(h.interval)
+}
+
+func (h *heartbeat) stop() {
+	h.over.Store(true)
+	h.timer.Stop()
+}
+
 // direct is a connection whose first and only transport is a WebSocket: one goroutine that reads, and one timer.
 type direct struct {
 	sockets *sockets
 	client  *client
 	socket  *webSocket
-	pinger  *time.Timer
-	pinged  atomic.Bool // and the pong is awaited
+	heart   *heartbeat
 	release func()
 }
 
@@ -304,24 +329,23 @@ func (s *sockets) beginDirect(w http.ResponseWriter, r *http.Request, release fu
 		x.cut(errClosed)
 		return false
 	}
-	x.send(textFrame(packetOpen, s.open()))
+	x.send(textFrame(packetOpen, s.open(newID(), ""))) // the sid is of no use: there is no second request
 	d.client.begin(s.ConnectTimeout)
-	d.pinger = time.AfterFunc(math.MaxInt64, d.ping) // which uses pinger, so it starts after the assignment
-	d.pinger.Reset(s.PingInterval)
+	d.heart = s.newHeartbeat(func() { x.send(s.ping) }, func() { x.cut(errSilent) })
 	go d.serve()
 	return true
 }
 
-// open is the handshake's data. Nothing else can be done with the sid of a connection that needs no second request.
-func (s *sockets) open() []byte {
-	return fmt.Appendf(nil, `{"sid":%q,"upgrades":[],"pingInterval":%d,"pingTimeout":%d,"maxPayload":%d}`,
-		newID(), s.PingInterval.Milliseconds(), s.PingTimeout.Milliseconds(), s.MaxMessageBytes)
+// open is the data of OPEN; upgrades is the inside of a JSON array.
+func (s *sockets) open(sid, upgrades string) []byte {
+	return fmt.Appendf(nil, `{"sid":%q,"upgrades":[%s],"pingInterval":%d,"pingTimeout":%d,"maxPayload":%d}`,
+		sid, upgrades, s.PingInterval.Milliseconds(), s.PingTimeout.Milliseconds(), s.MaxMessageBytes)
 }
 
 func (d *direct) serve() {
 	defer d.sockets.running.Done()
 	cause := d.read()
-	d.pinger.Stop()
+	d.heart.stop()
 	d.sockets.leave(d.client, cmp.Or(d.socket.reason(), cause), d.release)
 	d.socket.end(cause)
 }
@@ -332,7 +356,7 @@ func (d *direct) read() (err error) {
 	for {
 		message, err := d.socket.receive()
 		if err == nil {
-			err = d.packet(message)
+			err = takePacket(d.client, d.heart, kept(message))
 		}
 		if err != nil {
 			return err
@@ -340,17 +364,17 @@ func (d *direct) read() (err error) {
 	}
 }
 
-func (d *direct) packet(p []byte) error {
+// takePacket handles one packet of a client, whose memory may be kept.
+func takePacket(c *client, h *heartbeat, p []byte) error {
 	if len(p) == 0 {
 		return errEngine
 	}
 	switch p[0] {
 	case packetMessage:
-		return d.client.receive(kept(p)[1:])
+		return c.receive(p[1:])
 	case packetPong:
-		d.pinged.Store(false)
-		d.pinger.Reset(d.sockets.PingInterval)
-		return d.client.pong()
+		h.pong()
+		return c.pong()
 	case packetNoop:
 		return nil
 	case packetClose:
@@ -359,168 +383,142 @@ func (d *direct) packet(p []byte) error {
 	return errEngine
 }
 
-// ping runs once per interval, and once more when the pong is late.
-func (d *direct) ping() {
-	switch {
-	case d.socket.closing():
-	case d.pinged.Swap(true):
-		d.socket.cut(errSilent)
-	default:
-		d.socket.send(d.sockets.ping)
-		d.pinger.Reset(d.sockets.PingTimeout)
-	}
-}
-
-// polled is a connection that began with polling. The library's engine keeps its state and answers its GETs; messages of
-// the client do not pass through the engine, and those to it no longer do after an upgrade.
+// polled is a connection that began with polling, and perhaps went on with a WebSocket.
 type polled struct {
 	sockets *sockets
 	client  *client
-	engine  engine.Socket
+	heart   *heartbeat
+	sid     string
 	release func()
-
-	polls    context.Context // ends with the session, or with the upgrade
-	endPolls context.CancelFunc
-	end      sync.Once
+	end     sync.Once
 
 	polling, posting, upgrading atomic.Bool // there is such a request
 
-	mu     sync.Mutex // order of what is sent; the engine's locks and that of the outbox come after it
-	direct *outbox    // after the upgrade, once nothing can wait in the engine
-	unsent int        // bytes of messages that wait for a poll, or in its answer
-	final  bool       // closes when unsent is 0
+	wake chan struct{} // the open poll has to look again
+
+	mu       sync.Mutex // order of what is sent; the outbox's comes after it
+	waiting  []frame    // for a poll
+	unsent   int        // bytes of those that wait, or are in an answer on its way
+	final    bool       // closes when unsent is 0
+	over     bool       // closed
+	probing  bool       // polls are not to stay open: the client waits for their end before it upgrades
+	upgraded bool
+	socket   *webSocket // beside polling, or instead of it
 }
 
 // beginPolling reports whether there is a new connection, which then calls release at its end.
 func (s *sockets) beginPolling(w http.ResponseWriter, r *http.Request, release func()) bool {
-	p := &polled{sockets: s, release: release}
+	p := &polled{sockets: s, sid: newID(), release: release, wake: make(chan struct{}, 1)}
 	p.client = s.newClient(r, p)
-	p.polls, p.endPolls = context.WithCancel(context.Background())
-	answer := &pollAnswer{}
-	hc := types.NewHttpContext(answer, pollRequest(r))
-	_, t := s.engine.Handshake(transports.POLLING, hc) // which fails for reasons only that were checked before
-	<-hc.Done()
-	p.engine, _ = s.engine.Clients().Load(t.Sid())
+	p.heart = s.newHeartbeat(p.ping, p.client.close)
 	if !s.enter(p.client) {
-		p.endPolls()
-		p.engine.Close(true)
+		p.heart.stop()
 		refuseWith(http.StatusServiceUnavailable, 3, http.StatusText(http.StatusServiceUnavailable)).write(w)
 		return false
 	}
-	p.begin(t.Sid())
-	p.deliver(w, answer)
+	s.mu.Lock()
+	s.polled[p.sid] = p
+	s.mu.Unlock()
+	p.client.begin(s.ConnectTimeout)
+	p.deliver(w, append([]byte{packetOpen}, s.open(p.sid, `"websocket"`)...), 0)
 	return true
 }
 
-// pollRequest is what the engine, which keeps it as long as the connection lives, gets to see of a request.
-func pollRequest(r *http.Request) *http.Request {
-	return &http.Request{
-		Method:     http.MethodGet,
-		URL:        &url.URL{RawQuery: "EIO=4&transport=polling"},
-		Header:     http.Header{},
-		RemoteAddr: r.RemoteAddr,
-	}
-}
-
-// begin listens to the end of the session, which may be over already, and makes its sid known.
-func (p *polled) begin(sid string) {
-	s := p.sockets
-	s.mu.Lock()
-	s.polled[sid] = p
-	s.mu.Unlock()
-	_ = p.engine.Once("close", p.ended)
-	p.client.begin(s.ConnectTimeout)
-	if p.engine.ReadyState() != "open" {
-		p.ended()
-	}
-}
-
-// ended is the engine's "close", which comes on any goroutine, perhaps on one that holds the client's lock, and perhaps
-// twice.
-func (p *polled) ended(args ...any) {
+// finished tells the application that the connection is over. It returns at once, because the caller may be the
+// application itself, in an event.
+func (p *polled) finished(cause error) {
 	p.end.Do(func() {
-		p.endPolls()
+		p.heart.stop()
+		s := p.sockets
+		s.mu.Lock()
+		delete(s.polled, p.sid)
+		s.mu.Unlock()
 		go func() {
-			defer p.sockets.running.Done()
-			p.sockets.mu.Lock()
-			delete(p.sockets.polled, p.engine.Id())
-			p.sockets.mu.Unlock()
-			p.sockets.leave(p.client, fmt.Errorf("engine: %v", args), p.release)
+			defer s.running.Done()
+			s.leave(p.client, cause, p.release)
 		}()
 	})
 }
 
-// onPolling tells whether the session has not been upgraded.
-func (p *polled) onPolling() bool { return p.upgraded() == nil }
-
-func (p *polled) upgraded() *wsTransport {
-	t, _ := p.engine.Transport().(*wsTransport)
-	return t
+func (p *polled) onPolling() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return !p.upgraded
 }
 
-// queue sends f through the engine, which holds it until a poll comes, or directly after an upgrade.
+func (p *polled) ping() {
+	if p.queue(p.sockets.ping) {
+		p.flush()
+	}
+}
+
+// queue keeps f until a poll comes. A client that has let more than the limit pile up is closed.
 func (p *polled) queue(f frame) bool {
 	p.mu.Lock()
-	if p.direct != nil {
+	limit, n := p.sockets.MaxUnsentBytes, len(f.packet())
+	tooSlow := false
+	switch {
+	case p.upgraded:
 		p.mu.Unlock()
-		return p.direct.queue(f)
+		return p.socket.queue(f)
+	case p.over:
+	case limit > 0 && p.unsent > 0 && p.unsent+n > limit:
+		tooSlow = true
+	default:
+		p.waiting = append(p.waiting, f)
+		p.unsent += n
+		p.awake()
 	}
-	tooSlow := !p.write(f.packet())
 	p.mu.Unlock()
 	if tooSlow {
+		p.sockets.Logger.Debug("closing a connection", "conn", p.client.id, "cause", errTooSlow)
 		p.client.close()
 	}
 	return false
 }
 
-// write is queue under mu, as long as the engine may hold messages. After an upgrade the first one still takes that way:
-// the engine writes what it holds before it, in order.
-func (p *polled) write(message []byte) bool {
-	t := p.upgraded()
-	limit := p.sockets.MaxUnsentBytes
-	if t == nil && limit > 0 && p.unsent > 0 && p.unsent+len(message) > limit {
-		return false
+func (p *polled) awake() {
+	select {
+	case p.wake <- struct{}{}:
+	default: // it has not looked yet
 	}
-	p.unsent += len(message)
-	p.engine.Write(types.NewStringBuffer(message[1:]), nil, nil)
-	if t != nil {
-		p.direct = &t.socket.outbox
-	}
-	return true
 }
 
+// flush is for frames that were queued after an upgrade.
 func (p *polled) flush() {
-	p.mu.Lock()
-	direct := p.direct
-	p.mu.Unlock()
-	if direct != nil {
-		direct.flush()
+	if !p.onPolling() {
+		p.socket.flush()
 	}
 }
 
 // finish closes when the last poll has been answered, or after the timeout.
 func (p *polled) finish(why closeError) {
-	if t := p.upgraded(); t != nil {
-		t.socket.finish(why)
-		return
-	}
 	p.mu.Lock()
 	p.final = true
-	waiting := p.unsent > 0
+	upgraded, waiting := p.upgraded, p.unsent > 0
 	p.mu.Unlock()
-	if !waiting {
+	switch {
+	case upgraded:
+		p.socket.finish(why)
+	case waiting:
+		time.AfterFunc(p.sockets.WriteTimeout, func() { p.shut(why) })
+	default:
 		p.shut(why)
-		return
 	}
-	time.AfterFunc(p.sockets.WriteTimeout, func() { p.shut(why) })
 }
 
 func (p *polled) shut(why closeError) {
-	if t := p.upgraded(); t != nil {
-		t.socket.shut(why) // its reader tells the engine
-		return
+	p.mu.Lock()
+	p.over = true
+	p.awake()
+	upgraded, socket := p.upgraded, p.socket
+	p.mu.Unlock()
+	if socket != nil {
+		socket.shut(why)
 	}
-	p.engine.Close(true)
+	if !upgraded { // else its reader does it, in order
+		p.finished(why)
+	}
 }
 
 // poll answers a GET when there is something to send, or when nothing will come any more.
@@ -530,54 +528,64 @@ func (p *polled) poll(w http.ResponseWriter, r *http.Request) {
 		badRequest().write(w)
 		return
 	}
-	answer := &pollAnswer{}
-	hc := types.NewHttpContext(answer, pollRequest(r))
-	p.engine.Transport().OnRequest(hc)
-	select {
-	case <-hc.Done():
-	case <-p.polls.Done():
-	case <-r.Context().Done():
-		p.client.close()
-	}
-	hc.Flush() // returns when the engine holds nothing of the request any more
-	p.polling.Store(false)
-	if !answer.given() {
-		answer = p.lastAnswer()
-	}
-	p.deliver(w, answer)
+	payload, n := p.await(r.Context())
+	p.polling.Store(false) // the next one may come as soon as this one is answered
+	p.deliver(w, payload, n)
 }
 
-// lastAnswer is for a poll that the engine leaves open.
-func (p *polled) lastAnswer() *pollAnswer {
-	kind := byte(packetClose)
-	if !p.onPolling() {
-		kind = packetNoop
+// await returns a payload for a poll, and the bytes of the packets in it.
+func (p *polled) await(ctx context.Context) ([]byte, int) {
+	for {
+		if payload, n := p.take(); len(payload) > 0 {
+			return payload, n
+		}
+		select {
+		case <-p.wake:
+		case <-ctx.Done(): // the client gave up a poll, which means the session
+			p.client.close()
+			return nil, 0
+		}
 	}
-	answer := &pollAnswer{}
-	answer.Header().Set("Content-Type", "text/plain; charset=UTF-8")
-	_, _ = answer.Write([]byte{kind})
-	return answer
 }
 
-// deliver writes the answer of a poll. A client that does not take it within the timeout is closed.
-func (p *polled) deliver(w http.ResponseWriter, answer *pollAnswer) {
+// take empties the queue into a payload.
+func (p *polled) take() (payload []byte, n int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, f := range p.waiting {
+		if n > 0 {
+			payload = append(payload, separator)
+		}
+		payload = append(payload, f.packet()...)
+		n += len(f.packet())
+	}
+	p.waiting = nil
+	switch {
+	case p.over && n > 0:
+		payload = append(payload, separator, packetClose)
+	case p.over:
+		payload = []byte{packetClose}
+	case n == 0 && (p.probing || p.upgraded):
+		payload = []byte{packetNoop}
+	}
+	return payload, n
+}
+
+// deliver answers a poll with a payload, of which n bytes count as unsent until then. A client that does not take it within
+// the timeout is closed.
+func (p *polled) deliver(w http.ResponseWriter, payload []byte, n int) {
 	control := http.NewResponseController(w)
 	_ = control.SetWriteDeadline(time.Now().Add(p.sockets.WriteTimeout))
-	body, err := answer.writeTo(w)
+	w.Header().Set("Content-Type", "text/plain; charset=UTF-8")
+	w.Header().Set("Content-Length", strconv.Itoa(len(payload)))
+	w.Header().Set("Cache-Control", "no-store")
+	_, err := w.Write(payload)
 	if err == nil {
 		err = control.Flush()
 	}
-	if err != nil {
-		p.client.close()
-		return
-	}
 	p.mu.Lock()
-	for message := range bytes.SplitSeq(body, []byte{separator}) {
-		if len(message) > 0 && message[0] == packetMessage {
-			p.unsent -= len(message)
-		}
-	}
-	done := p.final && p.unsent <= 0
+	p.unsent -= n
+	done := err != nil || p.final && p.unsent == 0
 	p.mu.Unlock()
 	if done {
 		p.client.close()
@@ -617,7 +625,7 @@ func (p *polled) takePost(w http.ResponseWriter, r *http.Request) *refusal {
 	if err == nil {
 		err = p.payload(body)
 	}
-	if err == nil {
+	if err == nil || errors.Is(err, errClosed) { // what it sends no longer matters, what waits for it does
 		return nil
 	}
 	p.client.close()
@@ -630,82 +638,14 @@ func (p *polled) takePost(w http.ResponseWriter, r *http.Request) *refusal {
 func (p *polled) payload(body []byte) (err error) {
 	defer p.client.recovered(&err)
 	for message := range bytes.SplitSeq(body, []byte{separator}) {
-		if err := p.packet(p.engine.Transport(), message); err != nil {
+		if err := takePacket(p.client, p.heart, message); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// packet takes one that came over the transport t, whose memory may be kept.
-func (p *polled) packet(t transports.Transport, b []byte) error {
-	if len(b) == 0 {
-		return errEngine
-	}
-	switch b[0] {
-	case packetMessage:
-		return p.client.receive(b[1:])
-	case packetPong:
-		t.OnPacket(&packet.Packet{Type: packet.PONG, Data: types.NewStringBuffer(nil)})
-		return p.client.pong()
-	case packetNoop:
-		return nil
-	case packetClose:
-		return errLeft
-	}
-	return errEngine
-}
-
-// pollAnswer keeps what the engine answers to a poll. The engine answers on a goroutine of its own, and may do so after the
-// request is over, when the HTTP server's writer must not be touched any more.
-type pollAnswer struct {
-	header http.Header
-
-	mu     sync.Mutex
-	status int
-	body   []byte
-	done   bool
-}
-
-// Header is what the engine fills before it calls Write, never after.
-func (a *pollAnswer) Header() http.Header {
-	if a.header == nil {
-		a.header = http.Header{}
-	}
-	return a.header
-}
-
-func (a *pollAnswer) WriteHeader(status int) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.status = status
-}
-
-func (a *pollAnswer) Write(b []byte) (int, error) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.body = append(a.body, b...)
-	a.done = true
-	return len(b), nil
-}
-
-func (a *pollAnswer) given() bool {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return a.done
-}
-
-// writeTo writes an answer that was given, and returns its body.
-func (a *pollAnswer) writeTo(w http.ResponseWriter) ([]byte, error) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	maps.Copy(w.Header(), a.header)
-	w.WriteHeader(cmp.Or(a.status, http.StatusOK))
-	_, err := w.Write(a.body)
-	return a.body, err
-}
-
-// upgrade opens a WebSocket beside the polling of a session. The engine decides when it becomes the transport.
+// upgrade opens a WebSocket beside the polling, which becomes the transport when the client says so.
 func (p *polled) upgrade(w http.ResponseWriter, r *http.Request) {
 	if p.upgrading.Swap(true) {
 		badRequest().write(w)
@@ -716,45 +656,44 @@ func (p *polled) upgrade(w http.ResponseWriter, r *http.Request) {
 		p.upgrading.Store(false)
 		return
 	}
-	t := &wsTransport{Transport: transports.MakeTransport(), socket: x}
-	t.Prototype(t)
-	t.SetWritable(true)
-	p.engine.MaybeUpgrade(t)
-	if !p.sockets.alongside(p.client, func() { p.serve(t) }) {
-		t.OnClose()
+	_ = x.conn.SetReadDeadline(time.Now().Add(p.sockets.ConnectTimeout))
+	p.mu.Lock()
+	p.socket = x
+	over := p.over
+	p.mu.Unlock()
+	if over || !p.sockets.alongside(p.client, func() { p.serve(x) }) {
 		x.cut(errClosed)
 	}
 }
 
-// serve reads from the second transport. It begins when the engine listens to that, so nothing is lost.
-func (p *polled) serve(t *wsTransport) {
-	cause := p.read(t)
-	if x := t.socket; !x.closing() && !errors.As(cause, new(closeError)) {
-		x.cut(cause)
+// serve reads from the WebSocket until its end, which is that of the connection once it was upgraded.
+func (p *polled) serve(x *webSocket) {
+	cause := p.read(x)
+	p.mu.Lock()
+	upgraded := p.upgraded
+	if !upgraded {
+		p.probing, p.socket = false, nil
 	}
-	p.tell(t, cause)
-	t.socket.end(cause)
-	p.upgrading.Store(false)
+	p.mu.Unlock()
+	if upgraded {
+		p.finished(cmp.Or(x.reason(), cause))
+	} else {
+		p.upgrading.Store(false) // may be tried again
+	}
+	x.end(cause)
 }
 
-// tell has the engine give up the transport, and the session with it if it was upgraded.
-func (p *polled) tell(t *wsTransport, cause error) {
-	var err error // logged
+// read returns why no more packets come over x.
+func (p *polled) read(x *webSocket) (err error) {
 	defer p.client.recovered(&err)
-	t.OnClose()
-}
-
-// read returns why no more packets come over t.
-func (p *polled) read(t *wsTransport) (err error) {
-	defer p.client.recovered(&err)
-	for {
-		message, err := t.socket.receive()
+	for upgraded := false; ; {
+		message, err := x.receive()
 		switch {
 		case err != nil:
-		case p.upgraded() == t:
-			err = p.packet(t, kept(message))
+		case upgraded:
+			err = takePacket(p.client, p.heart, kept(message))
 		default:
-			err = p.probe(t, message)
+			upgraded, err = p.probe(x, string(message))
 		}
 		if err != nil {
 			return err
@@ -763,54 +702,37 @@ func (p *polled) read(t *wsTransport) (err error) {
 }
 
 // probe takes a packet that comes before the upgrade: the probe, then the upgrade itself.
-func (p *polled) probe(t *wsTransport, b []byte) error {
-	switch string(b) {
+func (p *polled) probe(x *webSocket, message string) (upgraded bool, err error) {
+	switch message {
 	case "2probe":
-		t.OnPacket(&packet.Packet{Type: packet.PING, Data: types.NewStringBufferString("probe")})
-		return nil
+		x.send(textFrame(packetPong, []byte("probe")))
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.probing = true
+		p.awake()
+		return false, nil
 	case "5":
-	default:
-		return errEngine
+		return true, p.switchTo(x)
 	}
-	t.OnPacket(&packet.Packet{Type: packet.UPGRADE, Data: types.NewStringBuffer(nil)})
-	p.endPolls()
-	if p.client.ending.Load() != 0 || p.engine.ReadyState() != "open" {
-		return errClosed // closed while neither transport was the session's
+	return false, errEngine
+}
+
+// switchTo makes x the transport. What waits for a poll goes first; what is sent from now on waits for the lock.
+func (p *polled) switchTo(x *webSocket) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.over {
+		return errClosed
+	}
+	_ = x.conn.SetReadDeadline(time.Time{})
+	for _, f := range p.waiting {
+		x.queue(f)
+	}
+	x.flush()
+	p.waiting, p.upgraded = nil, true
+	p.awake()
+	if p.final {
+		x.finish(errLeft)
 	}
 	return nil
-}
-
-// wsTransport is the engine's view of a WebSocket to which a polling client upgrades.
-type wsTransport struct {
-	transports.Transport
-	socket *webSocket
-}
-
-func (*wsTransport) Name() string          { return transports.WEBSOCKET }
-func (*wsTransport) HandlesUpgrades() bool { return true }
-func (*wsTransport) Protocol() int         { return 4 }
-func (*wsTransport) Parser() parser.Parser { return parser.Parserv4() }
-
-// Send writes what the engine held back, and its own packets.
-func (t *wsTransport) Send(packets []*packet.Packet) {
-	flush := false
-	for _, p := range packets {
-		b, err := t.Parser().EncodePacket(p, true)
-		if err != nil {
-			continue // only of a kind that the engine does not make
-		}
-		flush = t.socket.queue(textFrame(b.Bytes()[0], b.Bytes()[1:])) || flush
-	}
-	if flush {
-		t.socket.flush()
-	}
-	t.Emit("drain")
-}
-
-// DoClose is the engine's end of the transport; its reader does the rest.
-func (t *wsTransport) DoClose(done types.Callable) {
-	t.socket.shut(errClosed)
-	if done != nil {
-		done()
-	}
 }

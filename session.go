@@ -84,6 +84,8 @@ type client struct {
 	link   link
 	ending atomic.Int32 // 0, or 1 + the endReason of close or disconnect
 
+	connected atomic.Bool // CONNECT was answered
+
 	in     sync.Mutex // one packet, or the end, at a time; nothing that sends takes it
 	peer   peer       // once connected
 	over   bool
@@ -257,6 +259,7 @@ func (c *client) welcome(auth []byte) error {
 	c.peer = p
 	c.stopWaiting()
 	c.send(newFrame([]byte{socketConnect}, fmt.Appendf(nil, `{"sid":%q}`, c.id)))
+	c.connected.Store(true)
 	return nil
 }
 

@@ -185,9 +185,9 @@ func (x *webSocket) end(cause error) {
 	x.awaitEnd()
 }
 
-// kept is a message that may outlive the next call of receive.
+// kept is a message that may outlive the next call of receive. Packets without data need no memory.
 func kept(message []byte) []byte {
-	if len(message) <= readBuffer {
+	if 1 < len(message) && len(message) <= readBuffer {
 		return bytes.Clone(message)
 	}
 	return message
