@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/signal"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -28,9 +29,6 @@ const (
 )
 
 const (
-	// The address that is tried, and offered, when no Redis is named.
-	localRedis = "localhost:6379"
-
 	// Everything must be over so long after the first signal.
 	stopWithin = 9 * time.Second
 
@@ -116,24 +114,27 @@ func startNode(config Config, log *slog.Logger) (*node, error) {
 		return nil, errors.Join(err, n.listener.Close())
 	}
 	n.wire(config)
-	go func() {
-		defer close(n.serving)
-		if err := n.server.Serve(n.listener); !errors.Is(err, http.ErrServerClosed) {
-			log.Error("the HTTP server has ended", "error", err)
-		}
-	}()
+	go n.serve()
 	return n, nil
 }
 
-// openRedis connects to the Redis of the settings. If they name none and none is there, it embeds one, which other
-// nodes on this machine then find.
+func (n *node) serve() {
+	defer close(n.serving)
+	if err := n.server.Serve(n.listener); !errors.Is(err, http.ErrServerClosed) {
+		n.log.Error("the HTTP server has ended", "error", err)
+	}
+}
+
+// openRedis connects to the Redis of the settings. If they name none and none is at the default address, it embeds one
+// there, which other nodes on this machine then find.
 func (n *node) openRedis(ctx context.Context, config Config) (err error) {
-	if !config.RedisURLGiven && !redisListening(ctx, localRedis) {
-		n.embedded, err = startEmbeddedRedis(localRedis)
+	local := strings.TrimPrefix(config.RedisURL, "redis://")
+	if !config.RedisURLGiven && !redisListening(ctx, local) {
+		n.embedded, err = startEmbeddedRedis(local)
 		switch {
 		case err == nil:
-			n.log.Warn("no Redis found: an embedded one was started, for this machine only, and nothing in it is kept", "address", localRedis)
-		case !redisListening(ctx, localRedis): // else another node was faster
+			n.log.Warn("no Redis found: an embedded one was started, for this machine only, and nothing in it is kept", "address", local)
+		case !redisListening(ctx, local): // else another node was faster
 			return err
 		}
 	}
