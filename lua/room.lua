@@ -72,7 +72,8 @@ end
 local function mend()
   local kinds = { 'hash', 'hash', 'zset', 'string', 'set' }
   for i = 1, #KEYS do ensure_type(KEYS[i], kinds[i] or 'hash') end
-  local now = digits(now_ms())
+  local now = now_ms()
+  local counter = now
   local all = redis.call('HGETALL', META)
   redis.call('DEL', MEMBERS, CONNS)
   for i = 1, #all, 2 do
@@ -80,7 +81,8 @@ local function mend()
     if m then
       redis.call('HINCRBY', MEMBERS, m.user, 1)
       redis.call('SADD', CONNS, all[i])
-      redis.call('ZADD', LAST_SEEN, 'NX', now, all[i])
+      redis.call('ZADD', LAST_SEEN, 'NX', digits(now), all[i])
+      counter = math.max(counter, tonumber(m.rev))
     else
       redis.call('HDEL', META, all[i])
       redis.call('ZREM', LAST_SEEN, all[i])
@@ -89,8 +91,8 @@ local function mend()
   for _, conn in ipairs(redis.call('ZRANGE', LAST_SEEN, 0, -1)) do
     if redis.call('HEXISTS', META, conn) == 0 then redis.call('ZREM', LAST_SEEN, conn) end
   end
-  -- A lost counter goes on at the clock. In a room that has lost its members it is not kept for ever.
-  redis.call('SET', REV, now, 'NX')
+  -- A lost counter goes on at the clock, not below any member. In a room that has lost its members it is not kept for ever.
+  redis.call('SET', REV, digits(counter), 'NX')
   if redis.call('HLEN', META) == 0 then redis.call('PEXPIRE', REV, EMPTY_ROOM_TTL) end
 end
 
