@@ -20,7 +20,7 @@ var jsonSeeds = []string{
 	`1234567890123456789`, `"a"`, `"`, `"\"`, `"\u0061"`, `"\u00g1"`, `"\u006`, `"\x"`, `"\/\b\f\n\r\t\"\\"`, "\"a\nb\"", "\"\x7f\"", "\"\xff\"",
 	"\"\u2028\"", `"\ud83d\ude00"`, `"\ud800"`, `"\udc00\ud800"`, `"😀"`, "\ufeff[]",
 	`[]`, `[ ]`, `[`, `]`, `[}`, `[1`, `[1,`, `[1,]`, `[,]`, `[1 2]`, `[1,2]x`, ` [ 1 , "b" , { "c" : [ null ] } ] `, `["presence:heartbeat",{"epoch":1}]`,
-	`{}`, `{ }`, `{`, `{]`, `{"a"}`, `{"a":}`, `{"a":1`, `{"a":1,}`, `{,}`, `{"a" 1}`, `{1:2}`, `{a:1}`, `{"a":1 "b":2}`, `{"a":1}{}`, `{"":""}`,
+	`{}`, `{ }`, `{`, `{]`, `{"a"}`, `{"a":}`, `{"a":1`, `{"a":1,}`, `{,}`, `{"a" 1}`, `{1:2}`, `{a:1}`, `{"a":1 "b":2}`, `{"a":1}{}`, `{"":""}`, `{"":1,"b":2}`, "{\"a\":\"\xff\"}",
 	`{"a":1,"a":2}`, `{"a":2,"\u0061":1}`, `{"__proto__":{"b":[]},"":{}}`, `{"a" : [ 1 , { "b" : "c d" } ] }`, `{"b":[1,2],"a":{}}`, `{"a":{},"b":[1,2]}`,
 	strings.Repeat("[", 130) + strings.Repeat("]", 130), strings.Repeat(`{"a":[`, 70) + strings.Repeat(`]}`, 70), strings.Repeat(`[`, 65) + `}` + strings.Repeat(`]`, 64),
 }
@@ -58,6 +58,7 @@ func modelled(b []byte) bool {
 func FuzzSplitArray(f *testing.F) {
 	for _, text := range jsonSeeds {
 		f.Add([]byte(text))
+		f.Add([]byte("[" + text + "]"))
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if tooDeepForModel(b) {
@@ -84,6 +85,7 @@ func FuzzSplitArray(f *testing.F) {
 func FuzzCompactObject(f *testing.F) {
 	for _, text := range jsonSeeds {
 		f.Add([]byte(text))
+		f.Add([]byte(`{"k":` + text + "}"))
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if tooDeepForModel(b) {

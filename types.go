@@ -315,7 +315,7 @@ type field struct {
 	value *[]byte
 }
 
-// readFields points fields at their values within raw and leaves those alone that raw has not or as null. Names are
+// readFields points fields at their values within raw; those that raw has not, or as null, stay nil. Names are
 // case-sensitive; of two values for one name the last one counts; other names are passed over.
 func readFields(raw []byte, fields ...field) *Error {
 	if len(raw) == 0 || string(raw) == "null" {
@@ -342,6 +342,7 @@ func readFields(raw []byte, fields ...field) *Error {
 	return nil
 }
 
+// decodeID reads the id of a room or user; a nil raw is a missing one.
 func decodeID(field string, raw []byte, lim Limits) (string, *Error) {
 	if raw == nil {
 		return "", invalid(field + " is missing")
@@ -356,6 +357,7 @@ func decodeID(field string, raw []byte, lim Limits) (string, *Error) {
 	return id, nil
 }
 
+// decodeText reads a string of valid Unicode.
 func decodeText(field string, raw []byte) (string, *Error) {
 	if raw[0] != '"' {
 		return "", invalid(field + " must be a string")
@@ -379,6 +381,7 @@ func decodeEpoch(raw []byte) (int64, *Error) {
 	return n, nil
 }
 
+// decodeLimit reads the size of a page: 1 to maxPage, and more is maxPage.
 func decodeLimit(raw []byte) (int, *Error) {
 	n, ok := wholeNumber(raw)
 	if !ok || n == 0 {
@@ -465,8 +468,8 @@ func depthOf(b []byte) int {
 }
 
 // mergeState merges a patch into a state at the top level, both compact objects: a key given replaces the whole value in
-// place, new keys follow, and of duplicate keys only the last value is left. changed is false, and merged the state as
-// it was, when both are the same JSON.
+// place, new keys follow, all other bytes stay, and of duplicate keys only the last value is left. When that is the same
+// JSON as the state, changed is false and merged is state itself.
 func mergeState(state, patch json.RawMessage) (merged json.RawMessage, changed bool) {
 	var o orderedObject
 	for s := openObject(state); s.nextKey(); {
@@ -560,8 +563,8 @@ func isPlain(b []byte) bool {
 }
 
 // numbering gives values that mean the same the same number, and others another one. Its keys are scalars without their
-// escapes, "[" with the numbers of the elements, and "{" with the sorted numbers of keys and values. So values are
-// compared exactly, from the inside outwards, and each is looked at once.
+// escapes, "]" with the numbers of the elements, and "}" with the numbers of keys and values, sorted by key. So values
+// are compared exactly, from the inside outwards, and each is looked at once.
 type numbering map[string]uint32
 
 // values returns the numbers of the values that b holds side by side: one if it is valid.

@@ -36,8 +36,8 @@ func decodeAs(t *testing.T, event, raw string) (any, *Error) {
 	return nil, nil
 }
 
-// with returns the object with that member in place of its own; an empty value takes it out.
-func with(t *testing.T, object, name, value string) string {
+// withMember returns the object with that member in place of its own; an empty value takes it out.
+func withMember(t *testing.T, object, name, value string) string {
 	t.Helper()
 	members := rawMembers(t, []byte(object))
 	delete(members, name)
@@ -144,7 +144,7 @@ func TestDecodeRefusesIDs(t *testing.T) {
 				continue
 			}
 			for _, value := range values {
-				checkRefused(t, d.event, with(t, d.valid, name, value), CodeInvalidPayload, name)
+				checkRefused(t, d.event, withMember(t, d.valid, name, value), CodeInvalidPayload, name)
 			}
 		}
 	}
@@ -160,14 +160,14 @@ func TestDecodeRefusesStates(t *testing.T) {
 	for event, name := range map[string]string{"join": "state", "heartbeat": "patchState"} {
 		valid := `{"roomId":"r","userId":"u"}`
 		for _, value := range []string{`[]`, `[{}]`, `"{}"`, `""`, `0`, `1`, `true`, `false`} {
-			checkRefused(t, event, with(t, valid, name, value), CodeInvalidPayload, name)
+			checkRefused(t, event, withMember(t, valid, name, value), CodeInvalidPayload, name)
 		}
 		deep := strings.Repeat(`{"a":`, 100_000) + "1" + strings.Repeat("}", 100_000)
 		for _, value := range []string{ofSize(16385), ofSize(17 << 10), deep} {
-			checkRefused(t, event, with(t, valid, name, value), CodeStateTooLarge, name)
+			checkRefused(t, event, withMember(t, valid, name, value), CodeStateTooLarge, name)
 		}
 		fits := strings.Replace(ofSize(16384), ":", strings.Repeat(" ", 20_000)+":", 1)
-		if _, err := decodeAs(t, event, with(t, valid, name, fits)); err != nil {
+		if _, err := decodeAs(t, event, withMember(t, valid, name, fits)); err != nil {
 			t.Errorf("%s of 16384 bytes and spaces: %v", name, err)
 		}
 	}
@@ -282,6 +282,21 @@ func checkAgainstModel(t *testing.T, raw []byte, p joinPayload) {
 	}
 	if again, ok := compactObject(p.State); !ok || !bytes.Equal(again, p.State) {
 		t.Fatalf("%q: state %q", raw, p.State)
+	}
+}
+
+// TestCheckID: programs that embed the service hand it ids that no decoder has seen.
+func TestCheckID(t *testing.T) {
+	for id, fault := range map[string]string{
+		"a": "", " ": "", "{}\"'\\:": "", "😀": "", "\u00a0\u00ad\u2028\ufeff\ufffd": "", strings.Repeat("a", 200): "",
+		"": "empty", strings.Repeat("a", 201): "at most 200 bytes", strings.Repeat("é", 101): "at most 200 bytes",
+		"\x00": "control", "a\n": "control", "\x7f": "control", "\u0080": "control", "\u0085": "control", "\u009f": "control",
+		"\xff": "Unicode", "a\xed\xa0\x80": "Unicode", "\xc3": "Unicode",
+	} {
+		err := checkID("userId", id, 200)
+		if (err == nil) != (fault == "") || err != nil && (err.Code != CodeInvalidPayload || !strings.Contains(err.Message, "userId") || !strings.Contains(err.Message, fault)) {
+			t.Errorf("checkID of %.50q: %v, want %q", id, err, fault)
+		}
 	}
 }
 
