@@ -1530,10 +1530,13 @@ func TestARedisWithoutMemoryRefusesJoinsAndLetsMembersLeave(t *testing.T) {
 }
 
 func TestAUserOfAnACLThroughTheURL(t *testing.T) {
-	p := spawnRedis(t, strings.Fields("--user default off --user presence on >p@ss:w/rd ~prs:* &prs:* -@all +@read +@write +@pubsub +@scripting +@connection +time")...)
+	// PSUBSCRIBE wants its pattern literally among the allowed ones.
+	p := spawnRedis(t, strings.Fields("--user default off --user presence on >p@ss:w/rd ~prs:* &prs:{room:*}:events -@all +@read +@write +@pubsub +@scripting +@connection +time")...)
 	b := backend{url: strings.Replace(p.url, "redis://", "redis://presence:p%40ss%3Aw%2Frd@", 1)}
 	s, room := startService(t, b.open(t), Options{}), uniqueRoom(t)
-	if err := s.Subscribe(t.Context(), func(Event) {}); err != nil {
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	if err := s.Subscribe(ctx, func(Event) {}); err != nil {
 		t.Fatal(err)
 	}
 	for _, op := range operations() {
