@@ -258,8 +258,11 @@ func (c *client) welcome(auth []byte) error {
 	}
 	c.peer = p
 	c.stopWaiting()
-	c.send(newFrame([]byte{socketConnect}, fmt.Appendf(nil, `{"sid":%q}`, c.id)))
-	c.connected.Store(true)
+	flush := c.queue(newFrame([]byte{socketConnect}, fmt.Appendf(nil, `{"sid":%q}`, c.id)))
+	c.connected.Store(true) // between the two: nothing precedes the answer, and who has the answer is known
+	if flush {
+		c.flush()
+	}
 	return nil
 }
 
