@@ -614,7 +614,11 @@ func (p *polled) takePost(w http.ResponseWriter, r *http.Request) *refusal {
 	control := http.NewResponseController(w)
 	_ = control.SetReadDeadline(time.Now().Add(p.sockets.WriteTimeout))
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, int64(p.sockets.MaxMessageBytes)))
-	_ = control.SetReadDeadline(time.Time{})
+	if err == nil {
+		_ = control.SetReadDeadline(time.Time{})
+	} else {
+		w.Header().Set("Connection", "close") // and the HTTP server does not wait for the rest
+	}
 	if errors.As(err, new(*http.MaxBytesError)) {
 		return refuseWith(http.StatusRequestEntityTooLarge, 3, "Payload too large")
 	}
