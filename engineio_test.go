@@ -24,6 +24,7 @@ const patience = 10 * time.Second // for what must come, on a machine that is bu
 // testApp counts what the session layer tells it. Its peers acknowledge an event with its first argument.
 type testApp struct {
 	refusal   []byte
+	forget    bool // keeps no peers
 	onConnect func(*client)
 	onEvent   func(p *testPeer, name string, args []json.RawMessage, id ackID)
 	onEnd     func(p *testPeer)
@@ -42,9 +43,11 @@ func (a *testApp) connect(c *client, _ []byte) (peer, []byte) {
 		a.onConnect(c)
 	}
 	p := &testPeer{app: a, client: c}
-	a.mu.Lock()
-	a.peers = append(a.peers, p)
-	a.mu.Unlock()
+	if !a.forget {
+		a.mu.Lock()
+		a.peers = append(a.peers, p)
+		a.mu.Unlock()
+	}
 	a.connects.Add(1)
 	return p, nil
 }

@@ -13,69 +13,73 @@ import (
 	"github.com/gobwas/ws"
 )
 
+// Deeper than what recursion, or a decoder with a bound, takes.
+var deepJSON = strings.Repeat("[", 20_000) + strings.Repeat("]", 20_000)
+
 // Each case is what a client sends over a fresh connection, and what it gets up to the close of the connection, or up to
 // the pong to "last" if the connection goes on.
+var packetCases = map[string]struct {
+	in   []string
+	want []string
+	ends bool
+}{
+	"connect":                   {[]string{"40"}, []string{"40"}, false},
+	"connect with auth":         {[]string{`40{"token":"x"}`}, []string{"40"}, false},
+	"connect by name":           {[]string{"40/,"}, []string{"40"}, false},
+	"connect by name, auth":     {[]string{`40/,{"a":1}`}, []string{"40"}, false},
+	"auth is an array":          {[]string{"40[]"}, nil, true},
+	"auth is null":              {[]string{"40null"}, nil, true},
+	"auth is text":              {[]string{`40"x"`}, nil, true},
+	"auth is no JSON":           {[]string{"40{"}, nil, true},
+	"twice":                     {[]string{"40", "40"}, []string{"40"}, true},
+	"event":                     {[]string{"40", `42["a"]`}, []string{"40"}, false},
+	"event with ack":            {[]string{"40", `421["a"]`}, []string{"40", "431[null]"}, false},
+	"ack id 0":                  {[]string{"40", `420["a"]`}, []string{"40", "430[null]"}, false},
+	"ack id as sent":            {[]string{"40", `4200012["a"]`}, []string{"40", "4300012[null]"}, false},
+	"ack id beyond 64 bits":     {[]string{"40", `4299999999999999999999["a"]`}, []string{"40", "4399999999999999999999[null]"}, false},
+	"ack id without end":        {[]string{"40", `42` + strings.Repeat("1", 21) + `["a"]`}, []string{"40"}, true},
+	"ack id is negative":        {[]string{"40", `42-1["a"]`}, []string{"40"}, true},
+	"arguments":                 {[]string{"40", `421["a",{"b":[1,2]},null]`}, []string{"40", `431[{"b":[1,2]}]`}, false},
+	"arguments stay as sent":    {[]string{"40", `421["a", 1234567890123456789.0 ]`}, []string{"40", `431[1234567890123456789.0]`}, false},
+	"deep JSON":                 {[]string{"40", `421["a",` + deepJSON + `]`}, []string{"40", "431[" + deepJSON + "]"}, false},
+	"event by name of /":        {[]string{"40", `42/,1["a"]`}, []string{"40", "431[null]"}, false},
+	"event before connect":      {[]string{`42["a"]`}, nil, true},
+	"ack before connect":        {[]string{`431[]`}, nil, true},
+	"disconnect before connect": {[]string{"41"}, nil, true},
+	"no JSON":                   {[]string{"40", `42["a"`}, []string{"40"}, true},
+	"more after it":             {[]string{"40", `42["a"]]`}, []string{"40"}, true},
+	"no array":                  {[]string{"40", `42{"a":1}`}, []string{"40"}, true},
+	"nothing":                   {[]string{"40", `42`}, []string{"40"}, true},
+	"empty array":               {[]string{"40", `42[]`}, []string{"40"}, true},
+	"name is a number":          {[]string{"40", `42[1]`}, []string{"40"}, true},
+	"name is null":              {[]string{"40", `42[null]`}, []string{"40"}, true},
+	"name connect":              {[]string{"40", `42["connect"]`}, []string{"40"}, true},
+	"name connect_error":        {[]string{"40", `42["connect_error"]`}, []string{"40"}, true},
+	"name disconnect":           {[]string{"40", `42["disconnect"]`}, []string{"40"}, true},
+	"name disconnecting":        {[]string{"40", `42["disconnecting"]`}, []string{"40"}, true},
+	"name newListener":          {[]string{"40", `42["newListener"]`}, []string{"40"}, true},
+	"name removeListener":       {[]string{"40", `42["removeListener"]`}, []string{"40"}, true},
+	"reserved name, escaped":    {[]string{"40", `42["\u0063onnect"]`}, []string{"40"}, true},
+	"empty name":                {[]string{"40", `421[""]`}, []string{"40", "431[null]"}, false},
+	"ack of nothing":            {[]string{"40", "437[1]"}, []string{"40"}, false},
+	"connect error":             {[]string{"40", "44{}"}, []string{"40"}, true},
+	"binary event":              {[]string{"40", `451-["a",{"_placeholder":true,"num":0}]`}, []string{"40"}, true},
+	"binary event of nothing":   {[]string{"40", `450-["a"]`}, []string{"40"}, true},
+	"binary ack":                {[]string{"40", `461-1[{"_placeholder":true,"num":0}]`}, []string{"40"}, true},
+	"unknown packet":            {[]string{"40", "47"}, []string{"40"}, true},
+	"no packet":                 {[]string{"40", "4"}, []string{"40"}, true},
+	"disconnect":                {[]string{"40", "41"}, []string{"40"}, true},
+	"disconnect by name":        {[]string{"40", "41/,"}, []string{"40"}, true},
+	"disconnect with data":      {[]string{"40", "41{}"}, []string{"40"}, true},
+	"other namespace":           {[]string{"40/admin,"}, []string{`44/admin,{"message":"Invalid namespace"}`}, false},
+	"other namespace, no comma": {[]string{"40/admin"}, []string{`44/admin,{"message":"Invalid namespace"}`}, false},
+	"other namespace, auth":     {[]string{`40/admin,{"a":1}`, "40"}, []string{`44/admin,{"message":"Invalid namespace"}`, "40"}, false},
+	"/ goes on":                 {[]string{"40", "40/b,", `421["a"]`}, []string{"40", `44/b,{"message":"Invalid namespace"}`, "431[null]"}, false},
+	"event to other namespace":  {[]string{"40", `42/b,["a"]`}, []string{"40"}, true},
+}
+
 func TestPackets(t *testing.T) {
-	deep := strings.Repeat("[", 20_000) + strings.Repeat("]", 20_000)
-	for name, c := range map[string]struct {
-		in   []string
-		want []string
-		ends bool
-	}{
-		"connect":                   {[]string{"40"}, []string{"40"}, false},
-		"connect with auth":         {[]string{`40{"token":"x"}`}, []string{"40"}, false},
-		"connect by name":           {[]string{"40/,"}, []string{"40"}, false},
-		"connect by name, auth":     {[]string{`40/,{"a":1}`}, []string{"40"}, false},
-		"auth is an array":          {[]string{"40[]"}, nil, true},
-		"auth is null":              {[]string{"40null"}, nil, true},
-		"auth is text":              {[]string{`40"x"`}, nil, true},
-		"auth is no JSON":           {[]string{"40{"}, nil, true},
-		"twice":                     {[]string{"40", "40"}, []string{"40"}, true},
-		"event":                     {[]string{"40", `42["a"]`}, []string{"40"}, false},
-		"event with ack":            {[]string{"40", `421["a"]`}, []string{"40", "431[null]"}, false},
-		"ack id 0":                  {[]string{"40", `420["a"]`}, []string{"40", "430[null]"}, false},
-		"ack id as sent":            {[]string{"40", `4200012["a"]`}, []string{"40", "4300012[null]"}, false},
-		"ack id beyond 64 bits":     {[]string{"40", `4299999999999999999999["a"]`}, []string{"40", "4399999999999999999999[null]"}, false},
-		"ack id without end":        {[]string{"40", `42` + strings.Repeat("1", 21) + `["a"]`}, []string{"40"}, true},
-		"ack id is negative":        {[]string{"40", `42-1["a"]`}, []string{"40"}, true},
-		"arguments":                 {[]string{"40", `421["a",{"b":[1,2]},null]`}, []string{"40", `431[{"b":[1,2]}]`}, false},
-		"arguments stay as sent":    {[]string{"40", `421["a", 1234567890123456789.0 ]`}, []string{"40", `431[1234567890123456789.0]`}, false},
-		"deep JSON":                 {[]string{"40", `421["a",` + deep + `]`}, []string{"40", "431[" + deep + "]"}, false},
-		"event by name of /":        {[]string{"40", `42/,1["a"]`}, []string{"40", "431[null]"}, false},
-		"event before connect":      {[]string{`42["a"]`}, nil, true},
-		"ack before connect":        {[]string{`431[]`}, nil, true},
-		"disconnect before connect": {[]string{"41"}, nil, true},
-		"no JSON":                   {[]string{"40", `42["a"`}, []string{"40"}, true},
-		"more after it":             {[]string{"40", `42["a"]]`}, []string{"40"}, true},
-		"no array":                  {[]string{"40", `42{"a":1}`}, []string{"40"}, true},
-		"nothing":                   {[]string{"40", `42`}, []string{"40"}, true},
-		"empty array":               {[]string{"40", `42[]`}, []string{"40"}, true},
-		"name is a number":          {[]string{"40", `42[1]`}, []string{"40"}, true},
-		"name is null":              {[]string{"40", `42[null]`}, []string{"40"}, true},
-		"name connect":              {[]string{"40", `42["connect"]`}, []string{"40"}, true},
-		"name connect_error":        {[]string{"40", `42["connect_error"]`}, []string{"40"}, true},
-		"name disconnect":           {[]string{"40", `42["disconnect"]`}, []string{"40"}, true},
-		"name disconnecting":        {[]string{"40", `42["disconnecting"]`}, []string{"40"}, true},
-		"name newListener":          {[]string{"40", `42["newListener"]`}, []string{"40"}, true},
-		"name removeListener":       {[]string{"40", `42["removeListener"]`}, []string{"40"}, true},
-		"reserved name, escaped":    {[]string{"40", `42["\u0063onnect"]`}, []string{"40"}, true},
-		"empty name":                {[]string{"40", `421[""]`}, []string{"40", "431[null]"}, false},
-		"ack of nothing":            {[]string{"40", "437[1]"}, []string{"40"}, false},
-		"connect error":             {[]string{"40", "44{}"}, []string{"40"}, true},
-		"binary event":              {[]string{"40", `451-["a",{"_placeholder":true,"num":0}]`}, []string{"40"}, true},
-		"binary event of nothing":   {[]string{"40", `450-["a"]`}, []string{"40"}, true},
-		"binary ack":                {[]string{"40", `461-1[{"_placeholder":true,"num":0}]`}, []string{"40"}, true},
-		"unknown packet":            {[]string{"40", "47"}, []string{"40"}, true},
-		"no packet":                 {[]string{"40", "4"}, []string{"40"}, true},
-		"disconnect":                {[]string{"40", "41"}, []string{"40"}, true},
-		"disconnect by name":        {[]string{"40", "41/,"}, []string{"40"}, true},
-		"disconnect with data":      {[]string{"40", "41{}"}, []string{"40"}, true},
-		"other namespace":           {[]string{"40/admin,"}, []string{`44/admin,{"message":"Invalid namespace"}`}, false},
-		"other namespace, no comma": {[]string{"40/admin"}, []string{`44/admin,{"message":"Invalid namespace"}`}, false},
-		"other namespace, auth":     {[]string{`40/admin,{"a":1}`, "40"}, []string{`44/admin,{"message":"Invalid namespace"}`, "40"}, false},
-		"/ goes on":                 {[]string{"40", "40/b,", `421["a"]`}, []string{"40", `44/b,{"message":"Invalid namespace"}`, "431[null]"}, false},
-		"event to other namespace":  {[]string{"40", `42/b,["a"]`}, []string{"40"}, true},
-	} {
+	for name, c := range packetCases {
 		for _, transport := range []string{"websocket", "polling", "upgraded"} {
 			t.Run(name+"/"+transport, func(t *testing.T) {
 				last, answer := "40", "40"

@@ -25,7 +25,7 @@ const (
 	readStep   = 4096        // bytes; a frame's announced length alone makes nobody allocate more than this
 	linger     = time.Second // for a client to take the last frames before its connection is closed
 	maxGather  = 1024        // frames of one writev: IOV_MAX of Linux
-	keptQueue  = 8           // slots of an empty queue that are kept for the next frames
+	keptQueue  = 16          // slots of an empty queue that are kept for the next frames
 )
 
 // closeError is why a WebSocket has to end, as its close frame tells the client.

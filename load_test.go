@@ -1,0 +1,219 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"runtime"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/gobwas/ws"
+)
+
+// quick opens a WebSocket, sends the packets in the same segment as the handshake, and waits until the answer has so many
+// text frames with the prefix.
+func (s *testSockets) quick(t testing.TB, query, prefix string, n int, packets ...string) net.Conn {
+	conn, err := net.Dial("tcp", s.addr)
+	if err != nil {
+		t.Error(err)
+		return nil
+	}
+	_ = conn.SetDeadline(time.Now().Add(3 * patience))
+	out := []byte(handshakeText(query))
+	for _, p := range packets {
+		out = append(out, masked(true, ws.OpText, p)...)
+	}
+	_, _ = conn.Write(out)
+	var got []byte
+	buf := make([]byte, 1024)
+	for bytes.Count(got, []byte(prefix)) < n {
+		k, err := conn.Read(buf)
+		if err != nil {
+			t.Errorf("%q instead of %d × %q: %v", got, n, prefix, err)
+			return conn
+		}
+		got = append(got, buf[:k]...)
+	}
+	return conn
+}
+
+// T1: a pong right after the handshake meets a timer that is not set yet, and the process dies.
+func TestT1PongAtOnce(t *testing.T) {
+	s := startSockets(t, &testApp{})
+	const n = 2000
+	crowd(n, func(int) {
+		if conn := s.quick(t, direct4, "0{", 1, "3", "3"); conn != nil {
+			_ = conn.Close()
+		}
+	})
+	crowd(n/2, func(int) {
+		p := s.poller(t)
+		p.send("3", "3", "1")
+	})
+	crowd(n/2, func(int) {
+		p := s.poller(t)
+		if conn := s.quick(t, direct4+"&sid="+p.sid, "3probe", 1, "2probe", "5", "3", "3"); conn != nil {
+			_ = conn.Close()
+		}
+	})
+	eventually(t, patience, "all are gone", func() bool { return s.count() == 0 })
+}
+
+// T4: OPEN leaves before anybody listens, so a fast client's CONNECT is lost.
+func TestT4FastClients(t *testing.T) {
+	app := &testApp{}
+	s := startSockets(t, app)
+	const n = 5000
+	crowd(n, func(int) {
+		if conn := s.quick(t, direct4, `431[7]`, 1, "40", `421["fast",7]`); conn != nil {
+			_ = conn.Close()
+		}
+	})
+	if got := app.events.Load(); got != n {
+		t.Errorf("%d events of %d clients", got, n)
+	}
+	eventually(t, patience, "one end each", func() bool { return app.ends.Load() == n && s.count() == 0 })
+}
+
+// flood sends numbered events to all clients by several goroutines, half of them in batches.
+type flood struct {
+	stop atomic.Bool
+	sent [4]int // by each goroutine, once done is closed
+	done chan struct{}
+}
+
+func (s *testSockets) flood() *flood {
+	f := &flood{done: make(chan struct{})}
+	go func() {
+		defer close(f.done)
+		crowd(len(f.sent), func(sender int) {
+			tick := time.NewTicker(time.Millisecond)
+			defer tick.Stop()
+			for ; !f.stop.Load(); f.sent[sender]++ {
+				event := eventFrame("n", fmt.Appendf(nil, "%d", sender), fmt.Appendf(nil, "%d", f.sent[sender]))
+				s.sendToAll(event, sender%2 == 0)
+				<-tick.C
+			}
+		})
+	}()
+	return f
+}
+
+func (s *testSockets) sendToAll(f frame, batch bool) {
+	var flush []*client
+	for _, c := range s.all() {
+		if !batch {
+			c.send(f)
+		} else if c.queue(f) {
+			flush = append(flush, c)
+		}
+	}
+	for _, c := range flush {
+		c.flush()
+	}
+}
+
+// T9: 200 clients upgrade while events are sent to all of them, and acknowledgements come between: no gap, no disorder.
+func TestT9UpgradesUnderLoad(t *testing.T) {
+	s := startSockets(t, &testApp{}, func(o *socketOptions) { o.MaxUnsentBytes = 64 << 20 })
+	const clients = 200
+	ready := make(chan *pollClient, clients)
+	crowd(clients, func(int) {
+		p := s.poller(t)
+		p.connect()
+		ready <- p
+	})
+	close(ready)
+	f := s.flood()
+	upgraded, next := []*wsClient{}, [][]int{}
+	for p := range ready {
+		seen := make([]int, len(f.sent))
+		upgraded, next = append(upgraded, p.upgradeAmidEvents(t, seen)), append(next, seen)
+	}
+	f.stop.Store(true)
+	<-f.done
+	for i, x := range upgraded {
+		x.send(`424["last"]`)
+		for got := ""; got != "434[null]"; {
+			got = x.text()
+			count(t, next[i], got)
+		}
+		if !slices.Equal(next[i], f.sent[:]) {
+			t.Errorf("client %d got %v events of %v", i, next[i], f.sent)
+		}
+	}
+}
+
+// upgradeAmidEvents upgrades as socket.io-client does: with the probe answered it lets its last poll end.
+func (c *pollClient) upgradeAmidEvents(t *testing.T, next []int) *wsClient {
+	t.Helper()
+	x := c.s.dial(t, direct4+"&sid="+c.sid)
+	c.send(`421["a"]`)
+	x.send("2probe")
+	x.want("3probe")
+	for last := false; !last; last = len(c.queued) == 0 {
+		count(t, next, c.next())
+	}
+	c.send(`422["a"]`) // its acknowledgement waits for a poll that does not come
+	x.send("5", `423["a"]`)
+	return x
+}
+
+// count checks that an event is the next one of its sender.
+func count(t *testing.T, next []int, packet string) {
+	t.Helper()
+	rest, isEvent := strings.CutPrefix(packet, `42["n",`)
+	if !isEvent {
+		return
+	}
+	var got [2]int
+	if err := json.Unmarshal([]byte("["+rest), &got); err != nil {
+		t.Fatal(err)
+	}
+	if got[1] != next[got[0]] {
+		t.Fatalf("event %d of sender %d, want %d", got[1], got[0], next[got[0]])
+	}
+	next[got[0]]++
+}
+
+// 20,000 connections come and go: nothing of them is left.
+func TestChurn(t *testing.T) {
+	s := startSockets(t, &testApp{forget: true})
+	wave := func(n int) {
+		crowd(n, func(i int) {
+			conn := s.quick(t, direct4, `431[`, 1, "40", `421["join",{"roomId":"r"}]`)
+			if conn == nil {
+				return
+			}
+			if i%2 == 0 {
+				_, _ = conn.Write(masked(true, ws.OpText, "41"))
+				_, _ = io.Copy(io.Discard, conn)
+			}
+			_ = conn.Close()
+		})
+		eventually(t, patience, "the wave is gone", func() bool { return s.count() == 0 })
+	}
+	wave(1000)
+	before, heap := measure(t), liveHeap()
+	for range 19 {
+		wave(1000)
+	}
+	s.wantReleased(t, before)
+	if grown := int64(liveHeap()) - int64(heap); grown > 19_000*100 {
+		t.Errorf("the heap grew by %d bytes, %d for each connection", grown, grown/19_000)
+	}
+}
+
+func liveHeap() uint64 {
+	runtime.GC()
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.HeapAlloc
+}
