@@ -46,7 +46,7 @@ type handlers struct {
 
 // connect is called by the session layer for each new client.
 func (h *handlers) connect(c *client, _ []byte) (peer, []byte) {
-	return &connection{handlers: h, client: c, rooms: map[string]*membership{}, leaving: map[string]Member{}}, nil
+	return &connection{handlers: h, client: c, rooms: map[string]*membership{}}, nil
 }
 
 // broadcast sends an application event to the clients of this node that are in one of the rooms, or to all if none is
@@ -66,9 +66,8 @@ func (h *handlers) broadcast(rooms, except []string, f frame) {
 // connection is one client and the rooms it is in. The session layer calls it for one packet at a time.
 type connection struct {
 	*handlers
-	client  *client
-	rooms   map[string]*membership
-	leaving map[string]Member // asked to leave, not yet confirmed by Redis
+	client *client
+	rooms  map[string]*membership
 }
 
 // membership is a connection's place in one room.
@@ -129,12 +128,15 @@ func (c *connection) join(ctx context.Context, payload []byte, id ackID) ([]byte
 		return nil, &Error{Code: CodeShuttingDown, Message: "this node is shutting down, connect again"}
 	}
 	m, again := c.rooms[p.RoomID]
+	var before []Member // what an earlier join or leave left open
 	if !again {
 		if c.maxRooms > 0 && len(c.rooms) >= c.maxRooms {
 			return nil, &Error{Code: CodeTooManyRooms, Message: fmt.Sprintf("a connection may be in %d rooms", c.maxRooms)}
 		}
 		m = &membership{room: c.hub.acquire(p.RoomID)}
-		m.Epoch = c.leaving[p.RoomID].Epoch
+		if before = c.owed.take(c.client.ID(), p.RoomID); len(before) > 0 {
+			m.Epoch = before[0].Epoch
+		}
 	}
 	wish := Member{Room: p.RoomID, User: p.UserID, Conn: c.client.ID(), Node: c.node, State: p.State, Epoch: m.Epoch}
 	joined, err := c.enter(ctx, m.room, wish, id)
@@ -142,21 +144,15 @@ func (c *connection) join(ctx context.Context, payload []byte, id ackID) ([]byte
 	case err == nil:
 		m.Member = joined
 		c.rooms[p.RoomID] = m
-		delete(c.leaving, p.RoomID)
 	case !again:
 		c.hub.release(m.room)
-		c.takeBack(joined, err)
+		if len(before) > 0 || isUnavailable(err) {
+			c.owed.add(joined, ReasonDisconnected)
+		}
 	case joined.Epoch > m.Epoch:
 		m.Member = joined
 	}
 	return nil, err
-}
-
-// takeBack removes a member that may be in a room without the client having been told.
-func (c *connection) takeBack(m Member, err error) {
-	if isUnavailable(err) {
-		c.owed.add(m, ReasonDisconnected)
-	}
 }
 
 // enter writes a member and waits until this node's replica has it; then the acknowledgement goes out. When it fails, the
@@ -282,17 +278,16 @@ func (c *connection) leave(ctx context.Context, payload []byte, _ ackID) ([]byte
 	if refused != nil {
 		return nil, refused
 	}
+	members := c.owed.take(c.client.ID(), p.RoomID)
 	for room, m := range c.rooms {
 		if p.RoomID == "" || p.RoomID == room {
 			c.forget(m)
-			c.leaving[room] = m.Member
+			members = append(members, m.Member)
 		}
 	}
 	var first error
-	for room, m := range c.leaving {
-		if p.RoomID == "" || p.RoomID == room {
-			first = cmp.Or(first, c.confirm(ctx, m))
-		}
+	for _, m := range members {
+		first = cmp.Or(first, c.confirm(ctx, m))
 	}
 	if first != nil {
 		return nil, first
@@ -310,12 +305,10 @@ func (c *connection) forget(m *membership) {
 // confirm has Redis remove a member that wants to leave. A failure is made good later; the client may ask again.
 func (c *connection) confirm(ctx context.Context, m Member) error {
 	_, _, err := c.service.remove(ctx, m.Room, removal{reason: ReasonLeft}, []incarnation{{m.Conn, m.Epoch}})
-	if err != nil {
+	if err != nil || m.Epoch == 0 { // a join of unknown outcome may still run
 		c.owed.add(m, ReasonLeft)
-		return err
 	}
-	delete(c.leaving, m.Room)
-	return nil
+	return err
 }
 
 // ended is called once, after the last event.

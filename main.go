@@ -120,7 +120,8 @@ func startNode(config Config, log *slog.Logger) (*node, error) {
 
 func (n *node) serve() {
 	defer close(n.serving)
-	if err := n.server.Serve(n.listener); !errors.Is(err, http.ErrServerClosed) {
+	// stop closes the listener before the server.
+	if err := n.server.Serve(n.listener); !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
 		n.log.Error("the HTTP server has ended", "error", err)
 	}
 }

@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"errors"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 )
@@ -13,6 +15,9 @@ const (
 
 	// Leaves that are tried at the same time.
 	owedWorkers = 16
+
+	// A join that was given up may still run so long after Redis has answered again.
+	owedWatch = 2 * time.Second
 )
 
 // owedLeave is a leave that Redis has not confirmed. Without an epoch it takes back a join of which nobody knows whether
@@ -20,6 +25,7 @@ const (
 type owedLeave struct {
 	member Member
 	reason Reason
+	absent time.Time // since when Redis answers that a member without an epoch is not there
 }
 
 // owed repeats leaves until Redis confirms them, so that an outage keeps nobody in a room who left it.
@@ -27,7 +33,7 @@ type owed struct {
 	service *Service
 
 	mu   sync.Mutex
-	list []owedLeave
+	list map[string]map[string]*owedLeave // by connection and room: the latest covers those before it
 
 	ctx  context.Context
 	stop context.CancelFunc
@@ -35,7 +41,7 @@ type owed struct {
 }
 
 func newOwed(s *Service) *owed {
-	o := &owed{service: s}
+	o := &owed{service: s, list: map[string]map[string]*owedLeave{}}
 	o.ctx, o.stop = context.WithCancel(context.Background())
 	o.work.Go(o.loop)
 	return o
@@ -52,7 +58,34 @@ func (o *owed) close(ctx context.Context) int {
 func (o *owed) add(m Member, reason Reason) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.list = append(o.list, owedLeave{m, reason})
+	if o.list[m.Conn] == nil {
+		o.list[m.Conn] = map[string]*owedLeave{}
+	}
+	o.list[m.Conn][m.Room] = &owedLeave{member: m, reason: reason}
+}
+
+// take hands over what is owed for a connection in a room, "" = all its rooms, to a request of the client that is about to
+// be sent and answers for it from here on.
+func (o *owed) take(conn, room string) (taken []Member) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for at, leave := range o.list[conn] {
+		if room == "" || room == at {
+			taken = append(taken, leave.member)
+		}
+	}
+	for _, m := range taken {
+		o.strike(m)
+	}
+	return taken
+}
+
+// strike deletes what is owed for a place. o.mu is held.
+func (o *owed) strike(m Member) {
+	delete(o.list[m.Conn], m.Room)
+	if len(o.list[m.Conn]) == 0 {
+		delete(o.list, m.Conn)
+	}
 }
 
 func (o *owed) loop() {
@@ -65,16 +98,18 @@ func (o *owed) loop() {
 // try repeats every leave once. Those that fail stay.
 func (o *owed) try(ctx context.Context) {
 	o.mu.Lock()
-	list := o.list
-	o.list = nil
+	list := make([]*owedLeave, 0, len(o.list))
+	for _, rooms := range o.list {
+		list = slices.AppendSeq(list, maps.Values(rooms))
+	}
 	o.mu.Unlock()
-	work := make(chan owedLeave)
+	work := make(chan *owedLeave)
 	var workers sync.WaitGroup
 	for range min(owedWorkers, len(list)) {
 		workers.Go(func() {
 			for leave := range work {
-				if err := o.settle(ctx, leave); err != nil {
-					o.add(leave.member, leave.reason)
+				if o.settle(ctx, leave) {
+					o.done(leave)
 				}
 			}
 		})
@@ -86,9 +121,21 @@ func (o *owed) try(ctx context.Context) {
 	workers.Wait()
 }
 
-// settle removes the incarnation that is owed. One that is not known is read first, so that a newer one, of which the
-// client was told in the meantime, stays.
-func (o *owed) settle(ctx context.Context, leave owedLeave) error {
+func (o *owed) done(leave *owedLeave) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.owes(leave) {
+		o.strike(leave.member)
+	}
+}
+
+// owes tells whether nobody took the leave or added a later one. o.mu is held.
+func (o *owed) owes(leave *owedLeave) bool {
+	return o.list[leave.member.Conn][leave.member.Room] == leave
+}
+
+// settle removes the incarnation that is owed and tells whether nothing is left to do.
+func (o *owed) settle(ctx context.Context, leave *owedLeave) bool {
 	ctx, cancel := context.WithTimeout(ctx, answerWithin)
 	defer cancel()
 	m := leave.member
@@ -96,13 +143,28 @@ func (o *owed) settle(ctx context.Context, leave owedLeave) error {
 		found, err := o.service.find(ctx, m.Room, m.Conn)
 		var refused *Error
 		if errors.As(err, &refused) && refused.Code == CodeNotJoined {
-			return nil
+			return leave.watched()
 		}
 		if err != nil {
-			return err
+			return false
 		}
 		m = found
 	}
+	// What is still owed after the find was not found of a later join, of which the client knows.
+	o.mu.Lock()
+	taken := !o.owes(leave)
+	o.mu.Unlock()
+	if taken {
+		return false
+	}
 	_, _, err := o.service.remove(ctx, m.Room, removal{reason: leave.reason}, []incarnation{{m.Conn, m.Epoch}})
-	return err
+	return err == nil
+}
+
+// watched tells whether the member has been absent for so long that a late join of it need not be feared any more.
+func (l *owedLeave) watched() bool {
+	if l.absent.IsZero() {
+		l.absent = time.Now()
+	}
+	return time.Since(l.absent) >= owedWatch
 }
