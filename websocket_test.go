@@ -46,7 +46,7 @@ func header(b0, b1 byte, length ...byte) []byte {
 
 func whole(s string) []byte                        { return masked(true, ws.OpText, s) }
 func part(fin bool, op ws.OpCode, s string) []byte { return masked(fin, op, s) }
-func big(n int) string                             { return strings.Repeat("x", n) }
+func long(n int) string                            { return strings.Repeat("x", n) }
 
 const euro = "€" // three bytes
 
@@ -60,25 +60,25 @@ var frameCases = map[string]struct {
 	"one":                     {[][]byte{whole("hello")}, []string{"hello"}, io.EOF},
 	"empty":                   {[][]byte{whole("")}, []string{""}, io.EOF},
 	"several":                 {[][]byte{whole("a"), whole("b"), whole("c")}, []string{"a", "b", "c"}, io.EOF},
-	"125":                     {[][]byte{whole(big(125))}, []string{big(125)}, io.EOF},
-	"126":                     {[][]byte{whole(big(126))}, []string{big(126)}, io.EOF},
-	"127":                     {[][]byte{whole(big(127))}, []string{big(127)}, io.EOF},
-	"the read buffer":         {[][]byte{whole(big(256)), whole("y")}, []string{big(256), "y"}, io.EOF},
-	"over the read buffer":    {[][]byte{whole(big(257)), whole("y")}, []string{big(257), "y"}, io.EOF},
-	"65535":                   {[][]byte{whole(big(65535))}, []string{big(65535)}, io.EOF},
-	"65536":                   {[][]byte{whole(big(65536)), whole("y")}, []string{big(65536), "y"}, io.EOF},
-	"the limit":               {[][]byte{whole(big(testMessageBytes))}, []string{big(testMessageBytes)}, io.EOF},
-	"over the limit":          {[][]byte{whole(big(testMessageBytes + 1))}, nil, errTooLarge},
-	"all fragments over it":   {[][]byte{part(false, ws.OpText, big(60_000)), part(true, ws.OpContinuation, big(10_001))}, nil, errTooLarge},
-	"limit counts anew":       {[][]byte{whole(big(60_000)), whole(big(60_000))}, []string{big(60_000), big(60_000)}, io.EOF},
+	"125":                     {[][]byte{whole(long(125))}, []string{long(125)}, io.EOF},
+	"126":                     {[][]byte{whole(long(126))}, []string{long(126)}, io.EOF},
+	"127":                     {[][]byte{whole(long(127))}, []string{long(127)}, io.EOF},
+	"the read buffer":         {[][]byte{whole(long(256)), whole("y")}, []string{long(256), "y"}, io.EOF},
+	"over the read buffer":    {[][]byte{whole(long(257)), whole("y")}, []string{long(257), "y"}, io.EOF},
+	"65535":                   {[][]byte{whole(long(65535))}, []string{long(65535)}, io.EOF},
+	"65536":                   {[][]byte{whole(long(65536)), whole("y")}, []string{long(65536), "y"}, io.EOF},
+	"the limit":               {[][]byte{whole(long(testMessageBytes))}, []string{long(testMessageBytes)}, io.EOF},
+	"over the limit":          {[][]byte{whole(long(testMessageBytes + 1))}, nil, errTooLarge},
+	"all fragments over it":   {[][]byte{part(false, ws.OpText, long(60_000)), part(true, ws.OpContinuation, long(10_001))}, nil, errTooLarge},
+	"limit counts anew":       {[][]byte{whole(long(60_000)), whole(long(60_000))}, []string{long(60_000), long(60_000)}, io.EOF},
 	"huge":                    {[][]byte{header(0x81, 0xff, 0x7f, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff)}, nil, errTooLarge},
 	"length with its top bit": {[][]byte{header(0x81, 0xff, 0x80, 0, 0, 0, 0, 0, 0, 1)}, nil, errProtocol},
 	"16 bits for 125":         {[][]byte{header(0x81, 0xfe, 0, 125), make([]byte, 125)}, nil, errProtocol},
 	"64 bits for 65535":       {[][]byte{header(0x81, 0xff, 0, 0, 0, 0, 0, 0, 0xff, 0xff), make([]byte, 65535)}, nil, errProtocol},
 	"cut in a header":         {[][]byte{whole("hello")[:1]}, nil, io.ErrUnexpectedEOF},
-	"cut in a long header":    {[][]byte{whole(big(300))[:3]}, nil, io.ErrUnexpectedEOF},
+	"cut in a long header":    {[][]byte{whole(long(300))[:3]}, nil, io.ErrUnexpectedEOF},
 	"cut in a payload":        {[][]byte{whole("hello")[:8]}, nil, io.ErrUnexpectedEOF},
-	"cut in a long payload":   {[][]byte{whole(big(300))[:290]}, nil, io.ErrUnexpectedEOF},
+	"cut in a long payload":   {[][]byte{whole(long(300))[:290]}, nil, io.ErrUnexpectedEOF},
 	"not masked":              {[][]byte{ws.MustCompileFrame(ws.NewTextFrame([]byte("a")))}, nil, errProtocol},
 	"control not masked":      {[][]byte{ws.MustCompileFrame(ws.NewPingFrame(nil))}, nil, errProtocol},
 	"RSV1":                    {[][]byte{header(0xc1, 0x80)}, nil, errProtocol},
@@ -92,8 +92,8 @@ var frameCases = map[string]struct {
 	"binary":                  {[][]byte{part(true, ws.OpBinary, "a")}, nil, errBinary},
 	"binary in fragments":     {[][]byte{part(false, ws.OpBinary, "a")}, nil, errBinary},
 	"ping":                    {[][]byte{part(true, ws.OpPing, "p")}, []string{"9:p"}, io.EOF},
-	"ping of 125":             {[][]byte{part(true, ws.OpPing, big(125))}, []string{"9:" + big(125)}, io.EOF},
-	"ping of 126":             {[][]byte{part(true, ws.OpPing, big(126))}, nil, errProtocol},
+	"ping of 125":             {[][]byte{part(true, ws.OpPing, long(125))}, []string{"9:" + long(125)}, io.EOF},
+	"ping of 126":             {[][]byte{part(true, ws.OpPing, long(126))}, nil, errProtocol},
 	"ping in fragments":       {[][]byte{part(false, ws.OpPing, "p")}, nil, errProtocol},
 	"close in fragments":      {[][]byte{part(false, ws.OpClose, "")}, nil, errProtocol},
 	"pong":                    {[][]byte{part(true, ws.OpPong, "")}, []string{"a:"}, io.EOF},
@@ -113,7 +113,7 @@ var frameCases = map[string]struct {
 	"UTF-8 overlong":                 {[][]byte{whole("\xc0\xaf")}, nil, errUTF8},
 	"UTF-8 surrogate":                {[][]byte{whole("\xed\xa0\x80")}, nil, errUTF8},
 	"UTF-8 beyond Unicode":           {[][]byte{whole("\xf4\x90\x80\x80")}, nil, errUTF8},
-	"long and not UTF-8":             {[][]byte{whole(big(1000) + "\xff")}, nil, errUTF8},
+	"long and not UTF-8":             {[][]byte{whole(long(1000) + "\xff")}, nil, errUTF8},
 }
 
 func TestFrameReader(t *testing.T) {
