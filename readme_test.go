@@ -1,0 +1,416 @@
+package main
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"go/ast"
+	"maps"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"reflect"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+func TestTheTablesOfTheREADMEAreThoseOfTheCode(t *testing.T) {
+	readme, files := readText(t, "README.md"), sources(t)
+	maps.DeleteFunc(files, func(name string, _ *ast.File) bool { return isTest(name) })
+	requests, pushes := eventNames(t, files)
+	for _, tc := range []struct {
+		heading string
+		header  string // of the first column
+		columns []int  // that are compared
+		want    []string
+	}{
+		{"Requests", "event", []int{0}, requests},
+		{"Error codes", "code", []int{0, 3}, sentRows(t, files, "Code")},
+		{"Events", "field", []int{0}, jsonFields(Event{})},
+		{"Events", "reason", []int{0, 2}, sentRows(t, files, "Reason")},
+		{"Snapshot entries", "field", []int{0}, jsonFields(Entry{})},
+		{"Settings", "variable", []int{0, 1, 3}, settingRows(t, files)},
+		{"Keys in Redis", "key", []int{0}, keyNames()},
+		{"Dependencies", "module", []int{0}, directModules(t, files, usedModules(t))},
+		{"Reading the code", "file", []int{0}, append(slices.Collect(maps.Keys(files)), "lua/")},
+	} {
+		t.Run(tc.heading+", "+tc.header, func(t *testing.T) {
+			var got []string
+			for _, row := range table(section(readme, tc.heading), tc.header) {
+				got = append(got, pick(row, tc.columns))
+			}
+			for _, line := range without(tc.want, got) {
+				t.Errorf("the README lacks %q", line)
+			}
+			for _, line := range without(got, tc.want) {
+				t.Errorf("only the README has %q", line)
+			}
+			if len(got) != len(tc.want) {
+				t.Errorf("the README has %d rows, want %d", len(got), len(tc.want))
+			}
+		})
+	}
+	for _, name := range pushes {
+		if !strings.Contains(section(readme, "Events"), "`"+name+"`") {
+			t.Errorf("the README does not tell of %s", name)
+		}
+	}
+}
+
+func TestTheREADMENamesEveryModuleOfTheProgram(t *testing.T) {
+	text := section(readText(t, "README.md"), "Dependencies")
+	for _, module := range usedModules(t) {
+		if !strings.Contains(text, "`"+module+"`") {
+			t.Errorf("%s is not named", module)
+		}
+	}
+}
+
+func TestTheREADMEEmbedsWhatTheEmbeddingTestBuilds(t *testing.T) {
+	text := section(readText(t, "README.md"), "Embedding")
+	list, _, _ := strings.Cut(text, "into its main package")
+	var named []string
+	for _, match := range regexp.MustCompile("`([a-z.]+)`").FindAllStringSubmatch(list, -1) {
+		named = append(named, match[1])
+	}
+	if !slices.Equal(named, embeddable) {
+		t.Errorf("the README copies %q, the test %q", named, embeddable)
+	}
+	if program := readText(t, filepath.Join("testdata", "embed", "main.go")); codeBlock(t, text, "go") != program {
+		t.Error("the README's program is another one than testdata/embed/main.go")
+	}
+}
+
+func TestLinksWithinTheREADMELead(t *testing.T) {
+	readme := readText(t, "README.md")
+	links := regexp.MustCompile(`\]\(#([^)]*)\)`).FindAllStringSubmatch(readme, -1)
+	if len(links) == 0 {
+		t.Fatal("there are none")
+	}
+	for _, link := range links {
+		heading := regexp.MustCompile(`(?im)^#+ ` + strings.ReplaceAll(regexp.QuoteMeta(link[1]), "-", " ") + `$`)
+		if !heading.MatchString(readme) {
+			t.Errorf("no heading for #%s", link[1])
+		}
+	}
+}
+
+// timersCounted goes in front of the README's client and tells how many of its timers run.
+const timersCounted = `
+const live = new Set(), { setInterval: start, clearInterval: end } = globalThis;
+globalThis.setInterval = (...args) => { const timer = start(...args); live.add(timer); console.log("timers", live.size); return timer; };
+globalThis.clearInterval = (timer) => { live.delete(timer); end(timer); };
+`
+
+// applicationEvents goes behind it.
+const applicationEvents = `
+socket.onAny((name, ...args) => name.startsWith("presence:") || console.log("application", JSON.stringify([name, ...args])));
+`
+
+// TestTheREADMEsScriptsWork runs its client against a node, has it lose its connection, and sends it what its emitter sends.
+func TestTheREADMEsScriptsWork(t *testing.T) {
+	readme, b := readText(t, "README.md"), miniRedis(t)
+	config, _, errs := loadConfig([]string{"PORT=0", "REDIS_URL=" + b.url})
+	if len(errs) > 0 {
+		t.Fatal(errs)
+	}
+	n, err := startNode(config, testLogger(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(n.stop)
+	port := n.listener.Addr().(*net.TCPAddr).Port
+	member := replaceOnce(t, codeBlock(t, section(readme, "A client"), "js"), "localhost:3000", fmt.Sprintf("127.0.0.1:%d", port))
+	member = timersCounted + replaceOnce(t, member, "10_000", "20") + applicationEvents
+	emitter := replaceOnce(t, codeBlock(t, section(readme, "Application events"), "js"), "redis://localhost:6379", b.url)
+
+	p := nodeScript(t, savedScript(t, member))
+	expectLines(p, "timers 1", "snapshot: [", "update u-42")
+	n.sockets.each((*client).close)
+	expectLines(p, "timers 1", "snapshot: [", "update u-42")
+	nodeScript(t, savedScript(t, emitter))
+	expectLines(p, `application ["chat",{"from":"u-7","text":"hello"}]`)
+}
+
+// savedScript writes a script beside the packages of testdata/node and returns what nodeScript wants.
+func savedScript(t *testing.T, text string) string {
+	t.Helper()
+	packages, err := filepath.Abs(filepath.Join("testdata", "node"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	script := filepath.Join(dir, "script.mjs")
+	err = errors.Join(
+		os.Symlink(filepath.Join(packages, "node_modules"), filepath.Join(dir, "node_modules")),
+		os.WriteFile(script, []byte(text), 0o600))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if script, err = filepath.Rel(packages, script); err != nil {
+		t.Fatal(err)
+	}
+	return script
+}
+
+// expectLines reads what the script writes until each line that begins so has come, in this order. More than one timer is
+// a failure.
+func expectLines(p *nodeProcess, beginnings ...string) {
+	p.t.Helper()
+	for _, beginning := range beginnings {
+		for line := ""; !strings.HasPrefix(line, beginning); {
+			line = p.next()
+			if strings.HasPrefix(line, "timers") && line != "timers 1" {
+				p.t.Fatalf("the client runs %s", line)
+			}
+		}
+	}
+}
+
+// eventNames are the names of the protocol's events: those that clients send, and the others.
+func eventNames(t *testing.T, files map[string]*ast.File) (requests, pushes []string) {
+	t.Helper()
+	for constant, name := range constants(t, files["handlers.go"], "event") {
+		if constant == "eventPresence" {
+			pushes = append(pushes, name)
+		} else {
+			requests = append(requests, name)
+		}
+	}
+	return requests, pushes
+}
+
+// constants are the constants of a file whose names have the prefix, with their texts.
+func constants(t *testing.T, file *ast.File, prefix string) map[string]string {
+	t.Helper()
+	found := map[string]string{}
+	ast.Inspect(file, func(n ast.Node) bool {
+		spec, ok := n.(*ast.ValueSpec)
+		if !ok || len(spec.Values) != 1 || !strings.HasPrefix(spec.Names[0].Name, prefix) {
+			return true
+		}
+		if literal, ok := spec.Values[0].(*ast.BasicLit); ok {
+			if text, err := strconv.Unquote(literal.Value); err == nil {
+				found[spec.Names[0].Name] = text
+			}
+		}
+		return true
+	})
+	if len(found) == 0 {
+		t.Fatalf("no constants %s…", prefix)
+	}
+	return found
+}
+
+// sentRows are the texts of such constants of types.go, and whether the code uses them: in Go or in a script.
+func sentRows(t *testing.T, files map[string]*ast.File, prefix string) (rows []string) {
+	t.Helper()
+	scripts := ""
+	for _, name := range luaNames(t) {
+		scripts += readText(t, name)
+	}
+	uses := identifiers(files)
+	for constant, value := range constants(t, files["types.go"], prefix) {
+		used := uses[constant] > 1 || strings.Contains(scripts, "'"+value+"'") // once where it is declared
+		rows = append(rows, value+" | "+yesOrNotYet(used))
+	}
+	return rows
+}
+
+// settingRows are the settings, and whether any file but config.go reads what they set.
+func settingRows(t *testing.T, files map[string]*ast.File) (rows []string) {
+	t.Helper()
+	read := map[string]bool{}
+	for name, file := range files {
+		for _, mention := range mentions(file) {
+			if field, ok := strings.CutPrefix(mention, "config."); ok && name != "config.go" {
+				read[field] = true
+			}
+		}
+	}
+	derived := map[string]string{"PRESENCE_REAPER_LOOKBACK_MS": "2 × PRESENCE_TTL_MS"}
+	for _, s := range settings() {
+		initial := cmp.Or(s.defaultText, derived[s.name], "none")
+		rows = append(rows, s.name+" | "+initial+" | "+yesOrNotYet(read[fieldOf(t, s)]))
+	}
+	return rows
+}
+
+// fieldOf is the field of Config that a setting sets.
+func fieldOf(t *testing.T, s setting) string {
+	t.Helper()
+	for _, value := range []string{"1000", "true", "error", "json", "https://a.example", "redis://a.example:1"} {
+		var c Config
+		if !s.set(&c, value) {
+			continue
+		}
+		fields := reflect.ValueOf(c)
+		for i := range fields.NumField() {
+			if !fields.Field(i).IsZero() {
+				return fields.Type().Field(i).Name
+			}
+		}
+	}
+	t.Fatalf("%s sets nothing", s.name)
+	return ""
+}
+
+func yesOrNotYet(yes bool) string {
+	if yes {
+		return "yes"
+	}
+	return "not yet"
+}
+
+// identifiers counts how often each name stands in the files.
+func identifiers(files map[string]*ast.File) map[string]int {
+	count := map[string]int{}
+	for _, file := range files {
+		ast.Inspect(file, func(n ast.Node) bool {
+			if id, ok := n.(*ast.Ident); ok {
+				count[id.Name]++
+			}
+			return true
+		})
+	}
+	return count
+}
+
+// jsonFields are the names of a struct's fields on the wire.
+func jsonFields(value any) (names []string) {
+	kind := reflect.TypeOf(value)
+	for i := range kind.NumField() {
+		name, _, _ := strings.Cut(kind.Field(i).Tag.Get("json"), ",")
+		if name != "-" {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+func keyNames() []string {
+	room := keysOf("<roomId>")
+	return append(room.indices(), room.events(), connKey("<roomId>", "<connId>"), activeRoomsKey, userKey("<userId>"))
+}
+
+func luaNames(t *testing.T) []string {
+	t.Helper()
+	names, err := filepath.Glob("lua/*.lua")
+	if err != nil || len(names) == 0 {
+		t.Fatalf("found %d scripts, %v", len(names), err)
+	}
+	return names
+}
+
+// directModules are the modules of those that are used whose packages the files of this package import.
+func directModules(t *testing.T, files map[string]*ast.File, used []string) (modules []string) {
+	t.Helper()
+	for _, module := range used {
+		for _, file := range files {
+			if slices.ContainsFunc(file.Imports, func(spec *ast.ImportSpec) bool { return isOf(spec, module) }) {
+				modules = append(modules, module)
+				break
+			}
+		}
+	}
+	return modules
+}
+
+// isOf tells whether the import is of the module. No module of ours is within another one's path.
+func isOf(spec *ast.ImportSpec, module string) bool {
+	path, _ := strconv.Unquote(spec.Path.Value) // the parser has checked it
+	return path == module || strings.HasPrefix(path, module+"/")
+}
+
+// usedModules are the modules that the program is built of, without its own.
+func usedModules(t *testing.T) []string {
+	t.Helper()
+	const format = `{{with .Module}}{{if not .Main}}{{.Path}}{{end}}{{end}}`
+	out, err := exec.CommandContext(t.Context(), "go", "list", "-deps", "-f", format, ".").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	modules := strings.Fields(string(out))
+	slices.Sort(modules)
+	return slices.Compact(modules)
+}
+
+// section is what stands below a heading and above the next one.
+func section(text, heading string) string {
+	place := regexp.MustCompile(`(?m)^#+ ` + regexp.QuoteMeta(heading) + `\n`).FindStringIndex(text)
+	if place == nil {
+		return ""
+	}
+	below := text[place[1]:]
+	if next := regexp.MustCompile(`(?m)^#+ `).FindStringIndex(below); next != nil {
+		below = below[:next[0]]
+	}
+	return below
+}
+
+// table gives the cells, without quotes, of the table whose first column has that header.
+func table(text, header string) (rows [][]string) {
+	_, body, _ := strings.Cut(text, "\n| "+header+" |")
+	for i, line := range strings.Split(body, "\n") {
+		if i < 2 { // the rest of the header, and the rule below it
+			continue
+		}
+		if !strings.HasPrefix(line, "|") {
+			break
+		}
+		var cells []string
+		for cell := range strings.SplitSeq(strings.Trim(line, "|"), "|") {
+			cells = append(cells, strings.ReplaceAll(strings.TrimSpace(cell), "`", ""))
+		}
+		rows = append(rows, cells)
+	}
+	return rows
+}
+
+// pick joins some cells of a row.
+func pick(row []string, columns []int) string {
+	var cells []string
+	for _, column := range columns {
+		if column < len(row) {
+			cells = append(cells, row[column])
+		}
+	}
+	return strings.Join(cells, " | ")
+}
+
+// without are the lines that are not among the others.
+func without(lines, others []string) []string {
+	return slices.DeleteFunc(slices.Clone(lines), func(line string) bool { return slices.Contains(others, line) })
+}
+
+// codeBlock is the only block of that language.
+func codeBlock(t *testing.T, text, language string) string {
+	t.Helper()
+	parts := strings.Split(text, "```"+language+"\n")
+	if len(parts) != 2 {
+		t.Fatalf("%d blocks of %s, want one", len(parts)-1, language)
+	}
+	block, _, _ := strings.Cut(parts[1], "```")
+	return block
+}
+
+func replaceOnce(t *testing.T, text, what, by string) string {
+	t.Helper()
+	if n := strings.Count(text, what); n != 1 {
+		t.Fatalf("%q stands there %d times", what, n)
+	}
+	return strings.Replace(text, what, by, 1)
+}
+
+func readText(t *testing.T, name string) string {
+	t.Helper()
+	text, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
