@@ -873,7 +873,7 @@ func TestTheAckOfAJoinPrecedesItsEvents_G2(t *testing.T) {
 		room := uniqueRoom(t)
 		nodes := []*node{startNodeFor(t, b), startNodeFor(t, b)}
 		busy := nodes[0].member(t, room, "busy", `{"n":-1}`)
-		const changes, joins = 1000, 20
+		const changes, joins = 400, 20
 		for i := range changes {
 			busy.tell(eventHeartbeat, fmt.Sprintf(`{"patchState":{"n":%d}}`, i))
 		}
