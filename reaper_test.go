@@ -334,6 +334,25 @@ func TestARemovalThatWaitedDoesNothing(t *testing.T) {
 	}
 }
 
+func TestAMemberThatIsHeardOfAtTheLastMomentStays(t *testing.T) {
+	const lookback = 60 * time.Second
+	s, moveTo := clockedService(t, Options{Lookback: lookback})
+	room, r := uniqueRoom(t), newReaper(s)
+	m := mustJoin(t, s, room, "ann", "a", `{}`)
+	moveTo(lookback)
+	found, err := r.overdue(t.Context(), room)
+	if err != nil || len(found.list) != 1 {
+		t.Fatalf("overdue are %v, %v", found.list, err)
+	}
+	if _, _, err := s.heartbeat(t.Context(), &m, nil, 0); err != nil {
+		t.Fatal(err)
+	}
+	if gone, err := r.cull(t.Context(), room, found); err != nil || gone != 0 {
+		t.Errorf("%d were removed, %v, want none", gone, err)
+	}
+	assertAgree(t, s, room)
+}
+
 // Redis' clock fell back, as by a failover: a heartbeat in the future counts as one of now.
 func TestAHeartbeatInTheFutureCountsAsNow(t *testing.T) {
 	const lookback = 60 * time.Second
