@@ -23,6 +23,9 @@ const (
 	// Messages that wait for the dispatcher. When so many wait, Redis holds the rest.
 	bridgeBuffer = 4096
 
+	// Messages after which the sink is told to settle, although more wait.
+	dispatchBatch = 256
+
 	// Channels in one SUBSCRIBE.
 	subscribeBatch = 500
 )
@@ -121,7 +124,7 @@ func pause(ctx context.Context, d time.Duration) {
 type bridgeSink interface {
 	subscribed(room string)       // nothing is missed from here on, until the next call
 	message(room, payload string) // a message of the room's channel
-	settled()                     // nothing else waits at the moment
+	settled()                     // the end of a batch
 }
 
 // bridge subscribes to the channels of single rooms: over one connection with classic Pub/Sub, over one to each
@@ -239,7 +242,10 @@ func (b *bridge) placeAll() bool {
 			}
 			b.place(room, l)
 			subscribe[l] = append(subscribe[l], keysOf(room).events())
-		case !wanted && at != nil:
+		case wanted:
+			// Given up and wanted again before this loop saw it: Redis has nothing to confirm, but who wants it now waits.
+			b.pass(bridgeItem{room: room, subscribed: true})
+		case at != nil:
 			b.place(room, nil)
 			unsubscribe[at] = append(unsubscribe[at], keysOf(room).events())
 		}
@@ -322,11 +328,15 @@ func (b *bridge) lineOf(room string) (*line, error) {
 
 // carry receives from a line until it fails. Its rooms are placed anew then.
 func (b *bridge) carry(l *line) {
-	err := receive(b.ctx, l.ps, func(item any) { b.hear(l, item) })
+	level := slog.LevelDebug // of a line that never carried anything: the loss of the one before it has been told
+	err := receive(b.ctx, l.ps, func(item any) {
+		level = slog.LevelWarn
+		b.hear(l, item)
+	})
 	if b.ctx.Err() != nil {
 		return
 	}
-	b.log.Warn("subscription lost", "master", l.master, "error", err)
+	b.log.Log(b.ctx, level, "subscription lost", "master", l.master, "error", err)
 	if cluster, ok := b.rdb.(*redis.ClusterClient); ok {
 		cluster.ReloadState(b.ctx)
 	}
@@ -402,7 +412,7 @@ func (b *bridge) dispatchLoop() {
 		case item := <-b.incoming:
 			b.dispatch(item)
 		}
-		for waiting := len(b.incoming); waiting > 0; waiting-- {
+		for waiting := min(len(b.incoming), dispatchBatch-1); waiting > 0; waiting-- {
 			b.dispatch(<-b.incoming)
 		}
 		b.sink.settled()
@@ -448,5 +458,6 @@ func parseMessage(payload string) (message, bool) {
 	}
 	c.after(`,"state":`)
 	m.State = json.RawMessage(c.until("}"))
-	return m, !c.failed && c.rest == ""
+	known := m.Type == EventJoin || m.Type == EventUpdate || m.Type == EventLeave
+	return m, !c.failed && c.rest == "" && known && m.Rev > m.prev
 }
