@@ -64,7 +64,7 @@ type hub struct {
 	work  sync.WaitGroup
 }
 
-// batch is what waits for the end of a run of messages.
+// batch is what waits for the end of a batch of messages.
 type batch struct {
 	mu      sync.Mutex
 	dirty   []receiver // have frames that are not yet written
@@ -103,7 +103,7 @@ func (h *hub) release(r *room) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if r.members--; r.members == 0 {
-		r.indexed = false
+		r.indexedAt = time.Time{}
 		r.emptySince = time.Now()
 	}
 }
@@ -174,7 +174,8 @@ func (h *hub) message(id, payload string) {
 	r.receive(m)
 }
 
-// settled is told by the bridge, and after a read: joins that waited for the messages before are answered, and everything is written.
+// settled is told by the bridge after a batch, and after a read: joins that waited for the messages before are answered, and
+// everything is written.
 func (h *hub) settled() {
 	h.batch.mu.Lock()
 	touched := h.batch.touched
@@ -223,7 +224,7 @@ type room struct {
 	// Guarded by hub.mu.
 	members    int // local members, and those on their way in
 	emptySince time.Time
-	indexed    bool          // the reaper's index has the room since the first of them
+	indexedAt  time.Time     // when the room was written into the reaper's index for them, zero = not yet
 	indexing   chan struct{} // holds one token: who has it may write the index
 
 	mu        sync.Mutex
@@ -233,6 +234,7 @@ type room struct {
 	readAt    time.Time
 	reading   bool
 	readAgain bool
+	returned  int64     // what compare was given last
 	comparing bool      // a timer looks at a difference
 	pending   []message // came while the room was read
 	touched   bool      // the hub will settle this room
@@ -248,8 +250,9 @@ func newRoom(h *hub, id string) *room {
 	return r
 }
 
-// index calls write, unless it has been called with success since the node had no member in the room. The first member's
-// call holds the others back, so that none is in the room before its index entry.
+// index calls write, unless that has succeeded lately and the node has had a member in the room since. Lately, because the
+// reaper forgets a room that it found empty for a lookback, members here whom it culled or not. One call holds the others
+// back, so that none is in the room before its index entry.
 func (r *room) index(ctx context.Context, write func(context.Context) error) error {
 	select {
 	case r.indexing <- struct{}{}:
@@ -257,8 +260,9 @@ func (r *room) index(ctx context.Context, write func(context.Context) error) err
 		return unavailable(ctx.Err())
 	}
 	defer func() { <-r.indexing }()
+	now := time.Now()
 	r.hub.mu.Lock()
-	done := r.indexed
+	done := now.Sub(r.indexedAt) <= r.hub.freshFor
 	r.hub.mu.Unlock()
 	if done {
 		return nil
@@ -267,7 +271,7 @@ func (r *room) index(ctx context.Context, write func(context.Context) error) err
 		return err
 	}
 	r.hub.mu.Lock()
-	r.indexed = true
+	r.indexedAt = now
 	r.hub.mu.Unlock()
 	return nil
 }
@@ -320,11 +324,11 @@ func (r *room) admit(ctx context.Context, rev int64, to receiver, answer func(sn
 	}
 }
 
-// hurry reads the room if somebody still waits for it.
+// hurry reads the room if somebody still waits for it. A read that is under way may have looked before the join.
 func (r *room) hurry() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if len(r.waiters) > 0 && !r.reading {
+	if len(r.waiters) > 0 {
 		r.reread()
 	}
 }
@@ -342,11 +346,14 @@ func (r *room) giveUp(w *waiter, cause error) error {
 	return nil
 }
 
-// welcome answers the waiters whose revision the replica has reached. r.mu is held.
+// welcome answers the waiters whose revision the replica has reached, after the read that is under way. r.mu is held.
 func (r *room) welcome() {
-	if r.reading || len(r.waiters) == 0 {
-		return
+	if !r.reading {
+		r.answer()
 	}
+}
+
+func (r *room) answer() {
 	rest := r.waiters[:0]
 	for _, w := range r.waiters {
 		if w.rev > r.replica.rev {
@@ -439,8 +446,9 @@ func (r *room) settle() {
 func (r *room) compare(rev int64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.returned = rev
 	had := r.replica.rev
-	if rev == had || r.reading || r.comparing {
+	if rev == had || r.comparing {
 		return
 	}
 	r.comparing = true
@@ -448,7 +456,7 @@ func (r *room) compare(rev int64) {
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		r.comparing = false
-		if r.replica.rev < rev || r.replica.rev == had {
+		if r.replica.rev < r.returned || r.replica.rev == had && r.returned != had {
 			r.reread()
 		}
 	})
@@ -470,6 +478,7 @@ func (r *room) reread() {
 func (r *room) readLoop() {
 	for wait := 20 * time.Millisecond; r.ctx.Err() == nil; {
 		ctx, cancel := context.WithTimeout(r.ctx, readPatience)
+		known := r.beginRead()
 		s, err := r.hub.source.read(ctx, r.id)
 		cancel()
 		if err != nil {
@@ -478,7 +487,7 @@ func (r *room) readLoop() {
 			wait = min(2*wait, 500*time.Millisecond)
 			continue
 		}
-		done := r.adopt(s)
+		done := r.adopt(s, known)
 		r.hub.settled()
 		if done {
 			return
@@ -486,9 +495,17 @@ func (r *room) readLoop() {
 	}
 }
 
-// adopt takes over what was read, tells the receivers the difference, and applies what came in meanwhile. It is false
-// when the room must be read again.
-func (r *room) adopt(s Snapshot) bool {
+// beginRead gives the number of messages that came before the read.
+func (r *room) beginRead() (known int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.readAgain = false
+	return len(r.pending)
+}
+
+// adopt takes over what was read, tells the receivers the difference, and applies what came in meanwhile. The known
+// messages before the read are in it, or the store has lost them. It is false when the room must be read again.
+func (r *room) adopt(s Snapshot, known int) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, e := range r.replica.adopt(s) {
@@ -496,13 +513,10 @@ func (r *room) adopt(s Snapshot) bool {
 	}
 	r.readAt = time.Now()
 	r.loadOnce.Do(func() { close(r.loaded) })
-	if again := !r.applyPending() || r.readAgain; again {
-		r.readAgain = false
-		return false
-	}
-	r.reading = false
-	r.welcome()
-	return true
+	r.pending = r.pending[min(known, len(r.pending)):]
+	r.reading = !r.applyPending() || r.readAgain
+	r.answer()
+	return !r.reading
 }
 
 // applyPending is false when one of the messages does not follow the replica. Then it and those after it stay.
