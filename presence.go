@@ -60,6 +60,9 @@ func NewService(rdb redis.UniversalClient, o Options) *Service {
 	o.Limits.IDBytes = cmp.Or(o.Limits.IDBytes, 200)
 	o.Limits.StateBytes = cmp.Or(o.Limits.StateBytes, 16384)
 	o.Logger = cmp.Or(o.Logger, slog.Default())
+	if cluster, ok := rdb.(*redis.ClusterClient); ok {
+		rdb = onceCluster{cluster}
+	}
 	s := &Service{rdb: rdb, options: o, scripts: loadScripts(), publish: "PUBLISH"}
 	if o.Sharded {
 		s.publish = "SPUBLISH"
@@ -646,3 +649,35 @@ func (s *Service) run(ctx context.Context, sc script, keys []string, args ...any
 	list, _ := answer.([]any)
 	return list, nil
 }
+
+// onceCluster is a client of a cluster that never sends a script again whose answer was lost. It follows redirections: a
+// script that was redirected has not run.
+type onceCluster struct {
+	*redis.ClusterClient
+}
+
+func (c onceCluster) EvalSha(ctx context.Context, sha string, keys []string, args ...any) *redis.Cmd {
+	return c.once(ctx, "evalsha", sha, keys, args)
+}
+
+func (c onceCluster) Eval(ctx context.Context, source string, keys []string, args ...any) *redis.Cmd {
+	return c.once(ctx, "eval", source, keys, args)
+}
+
+func (c onceCluster) once(ctx context.Context, command, script string, keys []string, args []any) *redis.Cmd {
+	words := make([]any, 0, 3+len(keys)+len(args))
+	words = append(words, command, script, len(keys))
+	for _, key := range keys {
+		words = append(words, key)
+	}
+	cmd := redis.NewCmd(ctx, append(words, args...)...)
+	cmd.SetFirstKeyPos(3)
+	_ = c.Process(ctx, onceCmd{cmd}) // which leaves the error in cmd
+	return cmd
+}
+
+type onceCmd struct {
+	*redis.Cmd
+}
+
+func (onceCmd) NoRetry() bool { return true }

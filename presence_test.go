@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"math/rand/v2"
 	"reflect"
@@ -13,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -1826,5 +1828,47 @@ func (d *schedule) assertFolded(t *testing.T, all []message) {
 		if p := replica.entries[e.ConnID]; p.Epoch != e.Epoch || p.Rev != e.Rev || string(p.State) != string(e.State) || p.UserID != e.UserID {
 			t.Errorf("the room has %+v, its events make %+v", e, p)
 		}
+	}
+}
+
+// lossyHook loses the answers of scripts after they ran, and counts those.
+type lossyHook struct{ ran atomic.Int64 }
+
+func (*lossyHook) DialHook(next redis.DialHook) redis.DialHook { return next }
+
+func (*lossyHook) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return next
+}
+
+func (h *lossyHook) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+	return func(ctx context.Context, cmd redis.Cmder) error {
+		err := next(ctx, cmd)
+		if strings.HasPrefix(cmd.Name(), "eval") && err == nil {
+			h.ran.Add(1)
+			return io.EOF
+		}
+		return err
+	}
+}
+
+func TestAScriptIsNotSentAgainInACluster(t *testing.T) {
+	rdb := redisCluster(t).open(t).(*redis.ClusterClient)
+	s, room := startService(t, rdb, Options{}), uniqueRoom(t)
+	if _, err := s.Join(t.Context(), room, "ann", "c1", nil); err != nil {
+		t.Fatal(err)
+	}
+	hook := &lossyHook{}
+	err := rdb.ForEachMaster(t.Context(), func(_ context.Context, node *redis.Client) error {
+		node.AddHook(hook)
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := s.Heartbeat(t.Context(), room, "c1", json.RawMessage(`{"a":1}`), 0); !isUnavailable(err) {
+		t.Errorf("the error is %v, want unavailable", err)
+	}
+	if n := hook.ran.Load(); n != 1 {
+		t.Errorf("the script ran %d times", n)
 	}
 }
