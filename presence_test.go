@@ -410,11 +410,6 @@ func TestAnEpochGrowsWithEachJoin(t *testing.T) {
 	})
 }
 
-// roomKeysOf are all keys of a room with these connections.
-func roomKeysOf(room string, conns ...string) []string {
-	return scriptKeys(room, conns...)
-}
-
 // dump gives the contents of keys, of whatever type.
 func dump(t testing.TB, rdb redis.UniversalClient, keys ...string) map[string]string {
 	t.Helper()
@@ -458,13 +453,16 @@ func assertSame(t testing.TB, what string, before, after map[string]string) {
 	}
 }
 
-func TestFencing_G4(t *testing.T) {
-	// old is the member before its last join.
-	attempts := []struct {
-		name string
-		do   func(ctx context.Context, s *Service, old Member, current int64) error
-		code Code // "" = no error
-	}{
+// fencingAttempt is a write with an epoch that is not the current one, or that comes too late. old is the member before its
+// last join.
+type fencingAttempt struct {
+	name string
+	do   func(ctx context.Context, s *Service, old Member, current int64) error
+	code Code // "" = no error
+}
+
+func fencingAttempts() []fencingAttempt {
+	return []fencingAttempt{
 		{"heartbeat with an older epoch", func(ctx context.Context, s *Service, old Member, _ int64) error {
 			_, _, err := s.Heartbeat(ctx, old.Room, old.Conn, nil, old.Epoch)
 			return err
@@ -505,13 +503,16 @@ func TestFencing_G4(t *testing.T) {
 			return err
 		}, ""},
 	}
+}
+
+func TestFencing_G4(t *testing.T) {
 	eachBackend(t, func(t *testing.T, b backend) {
 		s, room := startService(t, b.open(t), Options{}), uniqueRoom(t)
 		old := mustJoin(t, s, room, "ann", "a", `{"n":1}`)
 		now := mustJoin(t, s, room, "ann", "a", `{"n":2}`)
-		keys := roomKeysOf(room, "a")
+		keys := scriptKeys(room, "a")
 		hash := connKey(room, "a")
-		for _, attempt := range attempts {
+		for _, attempt := range fencingAttempts() {
 			const life = 10 * time.Second // shorter than what a heartbeat gives
 			s.rdb.PExpire(t.Context(), hash, life)
 			before := dump(t, s.rdb, keys...)
@@ -569,7 +570,7 @@ func TestARequestThatRunsLateWritesNothing_G4(t *testing.T) {
 				if err := c.then(t.Context(), s, m); err != nil {
 					t.Fatal(err)
 				}
-				keys := roomKeysOf(room, "a", "first")
+				keys := scriptKeys(room, "a", "first")
 				before := dump(t, rdb, keys...)
 				if err := rdb.held().Err(); err != nil {
 					t.Fatal(err)
@@ -604,7 +605,7 @@ func TestHeartbeatOfOneThatIsNotInTheRoom(t *testing.T) {
 		s, room := startService(t, b.open(t), Options{}), uniqueRoom(t)
 		_, _, err := s.Heartbeat(t.Context(), room, "a", raw(`{"n":1}`), 0)
 		wantCode(t, err, CodeNotJoined)
-		if got := dump(t, s.rdb, roomKeysOf(room, "a")...); len(got) != 0 {
+		if got := dump(t, s.rdb, scriptKeys(room, "a")...); len(got) != 0 {
 			t.Errorf("it wrote %v", got)
 		}
 	})
@@ -752,7 +753,7 @@ func TestIDsOfAnyText(t *testing.T) {
 					t.Errorf("event of room %q and user %q, want %q and %q", m.RoomID, m.UserID, room, user)
 				}
 			}
-			if left := dump(t, s.rdb, append(roomKeysOf(room, "a"), userKey(user))...); len(left) != 1 {
+			if left := dump(t, s.rdb, append(scriptKeys(room, "a"), userKey(user))...); len(left) != 1 {
 				t.Errorf("%q: after the leave there is more than the counter: %v", id, left)
 			}
 		}
@@ -808,10 +809,10 @@ func TestAStateThatWouldBeTooLargeKeepsTheOldOne(t *testing.T) {
 	eachBackend(t, func(t *testing.T, b backend) {
 		s, room := startService(t, b.open(t), Options{Limits: Limits{StateBytes: 30}}), uniqueRoom(t)
 		mustJoin(t, s, room, "ann", "a", `{"a":"1234567890"}`)
-		before := dump(t, s.rdb, roomKeysOf(room, "a")...)
+		before := dump(t, s.rdb, scriptKeys(room, "a")...)
 		_, _, err := s.Heartbeat(t.Context(), room, "a", raw(`{"b":"1234567890"}`), 0)
 		wantCode(t, err, CodeStateTooLarge)
-		assertSame(t, "patch over the limit", before, dump(t, s.rdb, roomKeysOf(room, "a")...))
+		assertSame(t, "patch over the limit", before, dump(t, s.rdb, scriptKeys(room, "a")...))
 		if _, _, err := s.Heartbeat(t.Context(), room, "a", raw(`{"b":"12345"}`), 0); err != nil {
 			t.Errorf("exactly the limit: %v", err)
 		}
@@ -1199,71 +1200,78 @@ func TestAServerThatKnowsNoFlagsServesTheFirstRequests(t *testing.T) {
 	assertAgree(t, s, room)
 }
 
-func TestRestore_G8(t *testing.T) {
-	cases := []struct {
-		name   string
-		spoil  func(t *testing.T, s *Service, m *Member)
-		events []string // after the restore
-		code   Code
-		state  string
-	}{
+// restoreCase is something that a room may have lost, or have otherwise than the member's node knows it.
+type restoreCase struct {
+	name   string
+	spoil  func(t *testing.T, s *Service, m *Member)
+	events []string // after the restore
+	code   Code
+	state  string
+
+	unseen bool // a heartbeat without a patch does not look at it
+}
+
+func restoreCases() []restoreCase {
+	return []restoreCase{
 		{"hash gone", func(t *testing.T, s *Service, m *Member) {
 			s.rdb.Del(t.Context(), connKey(m.Room, m.Conn))
-		}, nil, "", `{"n":1}`},
-		{"nothing gone", func(*testing.T, *Service, *Member) {}, nil, "", `{"n":1}`},
+		}, nil, "", `{"n":1}`, false},
+		{"nothing gone", func(*testing.T, *Service, *Member) {}, nil, "", `{"n":1}`, false},
 		{"left falsely", func(t *testing.T, s *Service, m *Member) {
 			mustLeave(t, s, m.Room, m.Conn)
-		}, []string{`join a ann 2  {"n":1}`}, "", `{"n":1}`},
+		}, []string{`join a ann 2  {"n":1}`}, "", `{"n":1}`, false},
 		{"whole room gone", func(t *testing.T, s *Service, m *Member) {
-			for _, key := range roomKeysOf(m.Room, "a", "b") {
+			for _, key := range scriptKeys(m.Room, "a", "b") {
 				s.rdb.Del(t.Context(), key)
 			}
-		}, []string{`join a ann 1  {"n":1}`}, "", `{"n":1}`},
+		}, []string{`join a ann 1  {"n":1}`}, "", `{"n":1}`, false},
 		{"older copy of the state", func(t *testing.T, s *Service, m *Member) {
 			copied := dumpHashes(t, s, m)
 			if _, _, err := s.heartbeat(t.Context(), m, raw(`{"n":2}`), 0); err != nil {
 				t.Fatal(err)
 			}
 			copied()
-		}, []string{`update a ann 2  {"n":2}`}, "", `{"n":2}`},
+		}, []string{`update a ann 2  {"n":2}`}, "", `{"n":2}`, false},
 		{"older incarnation", func(t *testing.T, s *Service, m *Member) {
 			copied := dumpHashes(t, s, m)
 			*m = mustJoin(t, s, m.Room, m.User, m.Conn, `{"n":3}`)
 			copied()
-		}, []string{`join a ann 2  {"n":3}`}, "", `{"n":3}`},
+		}, []string{`join a ann 2  {"n":3}`}, "", `{"n":3}`, false},
 		{"older incarnation of another user", func(t *testing.T, s *Service, m *Member) {
 			copied := dumpHashes(t, s, m)
 			*m = mustJoin(t, s, m.Room, "cleo", m.Conn, `{"n":4}`)
 			copied()
-		}, []string{`join a cleo 1  {"n":4}`}, "", `{"n":4}`},
+		}, []string{`join a cleo 1  {"n":4}`}, "", `{"n":4}`, false},
 		{"newer incarnation", func(t *testing.T, s *Service, m *Member) {
 			mustJoin(t, s, m.Room, m.User, m.Conn, `{"n":5}`)
-		}, nil, CodeStaleEpoch, `{"n":5}`},
+		}, nil, CodeStaleEpoch, `{"n":5}`, false},
 		{"newer state", func(t *testing.T, s *Service, m *Member) {
 			late := *m
 			if _, _, err := s.heartbeat(t.Context(), &late, raw(`{"n":6}`), 0); err != nil {
 				t.Fatal(err)
 			}
-		}, nil, "", `{"n":6}`},
-		// A heartbeat without a patch does not look at these, so a restore alone sets them right.
+		}, nil, "", `{"n":6}`, false},
 		{"user not counted", func(t *testing.T, s *Service, m *Member) {
 			s.rdb.HDel(t.Context(), keysOf(m.Room).members(), m.User)
 			s.rdb.HDel(t.Context(), keysOf(m.Room).meta(), "b")
 			s.rdb.SRem(t.Context(), keysOf(m.Room).conns(), "b")
 			s.rdb.ZRem(t.Context(), keysOf(m.Room).lastSeen(), "b")
 			s.rdb.Del(t.Context(), connKey(m.Room, "b"))
-		}, []string{`update a ann 1  {"n":1}`}, "", `{"n":1}`},
+		}, []string{`update a ann 1  {"n":1}`}, "", `{"n":1}`, true},
 		{"not in conns", func(t *testing.T, s *Service, m *Member) {
 			s.rdb.SRem(t.Context(), keysOf(m.Room).conns(), m.Conn)
-		}, []string{`update a ann 2  {"n":1}`}, "", `{"n":1}`},
+		}, []string{`update a ann 2  {"n":1}`}, "", `{"n":1}`, true},
 		{"not in last_seen", func(t *testing.T, s *Service, m *Member) {
 			s.rdb.ZRem(t.Context(), keysOf(m.Room).lastSeen(), m.Conn)
-		}, []string{`update a ann 2  {"n":1}`}, "", `{"n":1}`},
+		}, []string{`update a ann 2  {"n":1}`}, "", `{"n":1}`, false},
 	}
+}
+
+func TestRestore_G8(t *testing.T) {
 	eachBackend(t, func(t *testing.T, b backend) {
-		for _, c := range cases {
+		for _, c := range restoreCases() {
 			for _, way := range []string{"restore", "heartbeat"} {
-				if way == "heartbeat" && (c.name == "user not counted" || c.name == "not in conns") {
+				if way == "heartbeat" && c.unseen {
 					continue
 				}
 				t.Run(c.name+", "+way, func(t *testing.T) {
@@ -1570,7 +1578,7 @@ func TestARedisWithoutMemoryRefusesJoinsAndLetsMembersLeave(t *testing.T) {
 	if err := rdb.ConfigSet(t.Context(), "maxmemory", "1mb").Err(); err != nil {
 		t.Fatal(err)
 	}
-	keys := append(roomKeysOf(room, "a", "b"), userKey("bob"))
+	keys := append(scriptKeys(room, "a", "b"), userKey("bob"))
 	for _, unflags := range []bool{false, true} {
 		s.unflags.Store(unflags)
 		before := dump(t, rdb, keys...)
