@@ -625,7 +625,7 @@ func TestAnotherEpochIsFenced_G4(t *testing.T) {
 		u := n.user(t)
 		old := u.join(room, "ann", `{"a":1}`).Self.Epoch
 		now := u.join(room, "ann", `{"a":2}`).Self.Epoch
-		before := dump(t, n.redis, roomKeysOf(room, u.id)...)
+		before := dump(t, n.redis, scriptKeys(room, u.id)...)
 		for _, epoch := range []string{fmt.Sprint(old), fmt.Sprint(now - 1), fmt.Sprint(now + 1), "0", "1", "9007199254740991", "1e+21",
 			fmt.Sprintf(`"%d"`, old), fmt.Sprintf(`"%d"`, now+1), `"0"`, `"99999999999999999999999999"`} {
 			for _, payload := range []string{`{"epoch":%s}`, `{"epoch":%s,"patchState":{"a":3}}`, `{"epoch":%s,"roomId":` + quoted(room) + `}`} {
@@ -635,7 +635,7 @@ func TestAnotherEpochIsFenced_G4(t *testing.T) {
 				}
 			}
 		}
-		assertSame(t, "after another epoch", before, dump(t, n.redis, roomKeysOf(room, u.id)...))
+		assertSame(t, "after another epoch", before, dump(t, n.redis, scriptKeys(room, u.id)...))
 		for _, epoch := range []string{fmt.Sprint(now), fmt.Sprintf(`"%d"`, now)} {
 			u.ok(eventHeartbeat, `{"epoch":`+epoch+`}`)
 		}
