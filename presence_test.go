@@ -410,6 +410,11 @@ func TestAnEpochGrowsWithEachJoin(t *testing.T) {
 	})
 }
 
+// roomKeysOf are all keys of a room with these connections.
+func roomKeysOf(room string, conns ...string) []string {
+	return scriptKeys(room, conns...)
+}
+
 // dump gives the contents of keys, of whatever type.
 func dump(t testing.TB, rdb redis.UniversalClient, keys ...string) map[string]string {
 	t.Helper()
@@ -510,7 +515,7 @@ func TestFencing_G4(t *testing.T) {
 		s, room := startService(t, b.open(t), Options{}), uniqueRoom(t)
 		old := mustJoin(t, s, room, "ann", "a", `{"n":1}`)
 		now := mustJoin(t, s, room, "ann", "a", `{"n":2}`)
-		keys := scriptKeys(room, "a")
+		keys := roomKeysOf(room, "a")
 		hash := connKey(room, "a")
 		for _, attempt := range fencingAttempts() {
 			const life = 10 * time.Second // shorter than what a heartbeat gives
@@ -570,7 +575,7 @@ func TestARequestThatRunsLateWritesNothing_G4(t *testing.T) {
 				if err := c.then(t.Context(), s, m); err != nil {
 					t.Fatal(err)
 				}
-				keys := scriptKeys(room, "a", "first")
+				keys := roomKeysOf(room, "a", "first")
 				before := dump(t, rdb, keys...)
 				if err := rdb.held().Err(); err != nil {
 					t.Fatal(err)
@@ -605,7 +610,7 @@ func TestHeartbeatOfOneThatIsNotInTheRoom(t *testing.T) {
 		s, room := startService(t, b.open(t), Options{}), uniqueRoom(t)
 		_, _, err := s.Heartbeat(t.Context(), room, "a", raw(`{"n":1}`), 0)
 		wantCode(t, err, CodeNotJoined)
-		if got := dump(t, s.rdb, scriptKeys(room, "a")...); len(got) != 0 {
+		if got := dump(t, s.rdb, roomKeysOf(room, "a")...); len(got) != 0 {
 			t.Errorf("it wrote %v", got)
 		}
 	})
@@ -753,7 +758,7 @@ func TestIDsOfAnyText(t *testing.T) {
 					t.Errorf("event of room %q and user %q, want %q and %q", m.RoomID, m.UserID, room, user)
 				}
 			}
-			if left := dump(t, s.rdb, append(scriptKeys(room, "a"), userKey(user))...); len(left) != 1 {
+			if left := dump(t, s.rdb, append(roomKeysOf(room, "a"), userKey(user))...); len(left) != 1 {
 				t.Errorf("%q: after the leave there is more than the counter: %v", id, left)
 			}
 		}
@@ -809,10 +814,10 @@ func TestAStateThatWouldBeTooLargeKeepsTheOldOne(t *testing.T) {
 	eachBackend(t, func(t *testing.T, b backend) {
 		s, room := startService(t, b.open(t), Options{Limits: Limits{StateBytes: 30}}), uniqueRoom(t)
 		mustJoin(t, s, room, "ann", "a", `{"a":"1234567890"}`)
-		before := dump(t, s.rdb, scriptKeys(room, "a")...)
+		before := dump(t, s.rdb, roomKeysOf(room, "a")...)
 		_, _, err := s.Heartbeat(t.Context(), room, "a", raw(`{"b":"1234567890"}`), 0)
 		wantCode(t, err, CodeStateTooLarge)
-		assertSame(t, "patch over the limit", before, dump(t, s.rdb, scriptKeys(room, "a")...))
+		assertSame(t, "patch over the limit", before, dump(t, s.rdb, roomKeysOf(room, "a")...))
 		if _, _, err := s.Heartbeat(t.Context(), room, "a", raw(`{"b":"12345"}`), 0); err != nil {
 			t.Errorf("exactly the limit: %v", err)
 		}
@@ -1221,7 +1226,7 @@ func restoreCases() []restoreCase {
 			mustLeave(t, s, m.Room, m.Conn)
 		}, []string{`join a ann 2  {"n":1}`}, "", `{"n":1}`, false},
 		{"whole room gone", func(t *testing.T, s *Service, m *Member) {
-			for _, key := range scriptKeys(m.Room, "a", "b") {
+			for _, key := range roomKeysOf(m.Room, "a", "b") {
 				s.rdb.Del(t.Context(), key)
 			}
 		}, []string{`join a ann 1  {"n":1}`}, "", `{"n":1}`, false},
@@ -1578,7 +1583,7 @@ func TestARedisWithoutMemoryRefusesJoinsAndLetsMembersLeave(t *testing.T) {
 	if err := rdb.ConfigSet(t.Context(), "maxmemory", "1mb").Err(); err != nil {
 		t.Fatal(err)
 	}
-	keys := append(scriptKeys(room, "a", "b"), userKey("bob"))
+	keys := append(roomKeysOf(room, "a", "b"), userKey("bob"))
 	for _, unflags := range []bool{false, true} {
 		s.unflags.Store(unflags)
 		before := dump(t, rdb, keys...)
