@@ -117,14 +117,17 @@ func (s *sockets) close() {
 	s.running.Wait()
 }
 
-// enter registers a new connection, unless there may be none any more.
-func (s *sockets) enter(c *client) bool {
+// enter registers a new connection, and its sid if it polls, unless there may be none any more.
+func (s *sockets) enter(c *client, p *polled) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.refusing {
 		return false
 	}
 	s.clients[c] = struct{}{}
+	if p != nil {
+		s.polled[p.sid] = p
+	}
 	s.running.Add(1)
 	return true
 }
@@ -325,7 +328,7 @@ func (s *sockets) beginDirect(w http.ResponseWriter, r *http.Request, release fu
 		return false
 	}
 	d := &direct{sockets: s, client: s.newClient(r, x), socket: x, release: release}
-	if !s.enter(d.client) {
+	if !s.enter(d.client, nil) {
 		x.cut(errClosed)
 		return false
 	}
@@ -411,14 +414,11 @@ func (s *sockets) beginPolling(w http.ResponseWriter, r *http.Request, release f
 	p := &polled{sockets: s, sid: newID(), release: release, wake: make(chan struct{}, 1)}
 	p.client = s.newClient(r, p)
 	p.heart = s.newHeartbeat(p.ping, p.client.close)
-	if !s.enter(p.client) {
+	if !s.enter(p.client, p) {
 		p.heart.stop()
 		refuseWith(http.StatusServiceUnavailable, 3, http.StatusText(http.StatusServiceUnavailable)).write(w)
 		return false
 	}
-	s.mu.Lock()
-	s.polled[p.sid] = p
-	s.mu.Unlock()
 	p.client.begin(s.ConnectTimeout)
 	p.deliver(w, append([]byte{packetOpen}, s.open(p.sid, `"websocket"`)...), 0)
 	return true

@@ -621,6 +621,28 @@ func TestUpgrade(t *testing.T) {
 	}
 }
 
+// A client does not upgrade before its open poll has ended.
+func TestAProbeEndsTheOpenPoll(t *testing.T) {
+	s := startSockets(t, &testApp{})
+	p := s.poller(t)
+	p.connect()
+	answer := make(chan string)
+	go func() {
+		_, body := p.get()
+		answer <- body
+	}()
+	s.awaitPoll(t)
+	c := p.probed()
+	if body := <-answer; body != "6" {
+		t.Errorf("the open poll is answered with %q", body)
+	}
+	if _, body := p.get(); body != "6" {
+		t.Errorf("the next poll is answered with %q", body)
+	}
+	c.send("5", `421["a"]`)
+	c.want("431[null]")
+}
+
 func TestFailedUpgradesLeaveThePolling(t *testing.T) {
 	s := startSockets(t, &testApp{}, func(o *socketOptions) { o.ConnectTimeout = 50 * time.Millisecond })
 	p := s.poller(t)

@@ -48,17 +48,21 @@ func TestT1PongAtOnce(t *testing.T) {
 	s := startSockets(t, &testApp{})
 	const n = 2000
 	crowd(n, func(int) {
-		if conn := s.quick(t, direct4, "0{", 1, "3", "3"); conn != nil {
+		if conn := s.quick(t, direct4, "40{", 1, "3", "3", "40"); conn != nil {
 			_ = conn.Close()
 		}
 	})
 	crowd(n/2, func(int) {
 		p := s.poller(t)
-		p.send("3", "3", "1")
+		p.send("3", "3", "40")
+		if got := withoutSID(p.next()); got != "40" {
+			t.Errorf("got %q, want CONNECT", got)
+		}
+		p.send("1")
 	})
 	crowd(n/2, func(int) {
 		p := s.poller(t)
-		if conn := s.quick(t, direct4+"&sid="+p.sid, "3probe", 1, "2probe", "5", "3", "3"); conn != nil {
+		if conn := s.quick(t, direct4+"&sid="+p.sid, "40{", 1, "2probe", "5", "3", "3", "40"); conn != nil {
 			_ = conn.Close()
 		}
 	})

@@ -65,7 +65,7 @@ const (
 	endByServer                  // disconnect was called
 )
 
-// link carries a client's packets; see engineio.go for its two kinds. None of its methods waits for the network, and none
+// link carries a client's packets: a WebSocket's outbox, or a session that began with polling. None of its methods waits for the network, and none
 // calls the client back on the same goroutine.
 type link interface {
 	queue(f frame) (flush bool)

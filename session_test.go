@@ -253,14 +253,61 @@ func TestEventFrame(t *testing.T) {
 	}
 }
 
-// What is sent inside of connect, and by other goroutines at that moment, does not come before the answer to CONNECT.
-func TestBroadcastsDoNotPrecedeConnect(t *testing.T) {
-	app := &testApp{}
-	s := startSockets(t, app)
-	app.onConnect = func(*client) { s.each(func(c *client) { c.send(eventFrame("early")) }) }
+// A client's DISCONNECT waits for its next poll, whatever it posts meanwhile.
+func TestGoodbyeOutlivesAPost(t *testing.T) {
+	s := startSockets(t, &testApp{})
+	c := s.poller(t)
+	c.connect()
+	s.app.only(t).client.disconnect()
+	c.send(`42["heartbeat"]`)
+	c.want("41")
+	s.awaitUnknown(t, c)
+	if n := s.app.events.Load(); n != 0 {
+		t.Errorf("%d events after the goodbye", n)
+	}
+}
+
+func TestArgumentsMayBeKept(t *testing.T) {
+	var kept []json.RawMessage
+	s := startSockets(t, &testApp{onEvent: func(p *testPeer, _ string, args []json.RawMessage, id ackID) {
+		kept = append(kept, args[0])
+		p.client.ack(id, []byte("null"))
+	}})
 	c := s.connected(t)
-	c.send(`421["a"]`)
-	c.want("431[null]")
+	texts := []string{`"a"`, `"b"`, `"` + strings.Repeat("c", 240) + `"`, `"` + strings.Repeat("d", 300) + `"`, `"e"`}
+	for _, text := range texts {
+		c.send(`421["keep",` + text + `]`)
+		c.want("431[null]")
+	}
+	s.close() // nobody writes to kept any more
+	for i, text := range texts {
+		if string(kept[i]) != text {
+			t.Errorf("argument %d is now %s", i, kept[i])
+		}
+	}
+}
+
+// A client hears of no broadcast before its CONNECT is answered.
+func TestBroadcastsDoNotPrecedeConnect(t *testing.T) {
+	s := startSockets(t, &testApp{})
+	early, stop, stopped := eventFrame("early"), make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				s.each(func(c *client) { c.send(early) })
+			}
+		}
+	}()
+	for range 300 {
+		c := s.connected(t)
+		_ = c.conn.Close()
+	}
+	close(stop)
+	<-stopped
 }
 
 func TestPanicsCloseOneClient(t *testing.T) {
