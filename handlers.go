@@ -73,7 +73,17 @@ type connection struct {
 // membership is a connection's place in one room.
 type membership struct {
 	Member
-	room *room
+	room   *room
+	unsure bool // a join again has an unknown outcome: Redis may have a newer incarnation
+}
+
+// present is the member as it is to be removed: whatever its epoch, if that is not sure.
+func (m *membership) present() Member {
+	member := m.Member
+	if m.unsure {
+		member.Epoch = 0
+	}
+	return member
 }
 
 // event answers one request. Names that are not of this protocol are the application's business and not answered.
@@ -142,7 +152,7 @@ func (c *connection) join(ctx context.Context, payload []byte, id ackID) ([]byte
 	joined, err := c.enter(ctx, m.room, wish, id)
 	switch {
 	case err == nil:
-		m.Member = joined
+		m.Member, m.unsure = joined, false
 		c.rooms[p.RoomID] = m
 	case !again:
 		c.hub.release(m.room)
@@ -151,6 +161,8 @@ func (c *connection) join(ctx context.Context, payload []byte, id ackID) ([]byte
 		}
 	case joined.Epoch > m.Epoch:
 		m.Member = joined
+	default:
+		m.unsure = m.unsure || isUnavailable(err)
 	}
 	return nil, err
 }
@@ -210,7 +222,7 @@ func (c *connection) heartbeat(ctx context.Context, payload []byte, _ ackID) ([]
 	if p.HasEpoch && p.Epoch != m.Epoch {
 		return nil, staleEpoch(m.Epoch)
 	}
-	changed, err := c.refresh(ctx, m, p.Patch)
+	changed, err := c.refresh(ctx, m, p.Patch, p.HasEpoch)
 	if err != nil {
 		return nil, err
 	}
@@ -235,7 +247,7 @@ func (c *connection) refreshAll(ctx context.Context, p heartbeatPayload) ([]byte
 	}
 	var first error
 	for _, m := range c.rooms {
-		if _, err := c.refresh(ctx, m, nil); err != nil {
+		if _, err := c.refresh(ctx, m, nil, false); err != nil {
 			first = cmp.Or(first, err)
 		}
 	}
@@ -252,25 +264,25 @@ func heartbeatAck(changed bool) []byte {
 	return strconv.AppendBool(b, changed)
 }
 
-func (c *connection) refresh(ctx context.Context, m *membership, patch json.RawMessage) (changed bool, err error) {
+// refresh refreshes the incarnation that Redis has, unless the client has named another (fenced).
+func (c *connection) refresh(ctx context.Context, m *membership, patch json.RawMessage, fenced bool) (changed bool, err error) {
 	changed, rev, err := c.service.heartbeat(ctx, &m.Member, patch, m.room.revision())
-	if err != nil {
-		c.follow(ctx, m, err)
-		return false, err
+	if hasCode(err, CodeStaleEpoch) && c.follow(ctx, m) && !fenced {
+		changed, rev, err = c.service.heartbeat(ctx, &m.Member, patch, m.room.revision())
 	}
-	m.room.compare(rev)
-	return changed, nil
+	if err == nil {
+		m.room.compare(rev)
+	}
+	return changed, err
 }
 
 // follow takes over an incarnation that is newer than the one in memory: a join whose answer did not come in time.
-func (c *connection) follow(ctx context.Context, m *membership, err error) {
-	var refused *Error
-	if !errors.As(err, &refused) || refused.Code != CodeStaleEpoch {
-		return
+func (c *connection) follow(ctx context.Context, m *membership) bool {
+	stored, err := c.service.find(ctx, m.Room, m.Conn)
+	if err == nil {
+		m.Member, m.unsure = stored, false
 	}
-	if stored, err := c.service.find(ctx, m.Room, m.Conn); err == nil {
-		m.Member = stored
-	}
+	return err == nil
 }
 
 func (c *connection) leave(ctx context.Context, payload []byte, _ ackID) ([]byte, error) {
@@ -282,12 +294,12 @@ func (c *connection) leave(ctx context.Context, payload []byte, _ ackID) ([]byte
 	for room, m := range c.rooms {
 		if p.RoomID == "" || p.RoomID == room {
 			c.forget(m)
-			members = append(members, m.Member)
+			members = append(members, m.present())
 		}
 	}
 	var first error
 	for _, m := range members {
-		first = cmp.Or(first, c.confirm(ctx, m))
+		first = cmp.Or(first, c.confirm(ctx, m, removal{reason: ReasonLeft}))
 	}
 	if first != nil {
 		return nil, first
@@ -302,11 +314,17 @@ func (c *connection) forget(m *membership) {
 	delete(c.rooms, m.Room)
 }
 
-// confirm has Redis remove a member that wants to leave. A failure is made good later; the client may ask again.
-func (c *connection) confirm(ctx context.Context, m Member) error {
-	_, _, err := c.service.remove(ctx, m.Room, removal{reason: ReasonLeft}, []incarnation{{m.Conn, m.Epoch}})
+// confirm has Redis remove a member that has left. A failure is made good later; the client may ask again.
+func (c *connection) confirm(ctx context.Context, m Member, how removal) error {
+	stored, err := c.owed.known(ctx, m)
+	switch {
+	case err == nil:
+		_, _, err = c.service.remove(ctx, m.Room, how, []incarnation{{m.Conn, stored.Epoch}})
+	case hasCode(err, CodeNotJoined):
+		err = nil
+	}
 	if err != nil || m.Epoch == 0 { // a join of unknown outcome may still run
-		c.owed.add(m, ReasonLeft)
+		c.owed.add(m, how.reason)
 	}
 	return err
 }
@@ -317,10 +335,8 @@ func (c *connection) ended(endReason) {
 	defer cancel()
 	for _, m := range c.rooms {
 		c.forget(m)
-		_, _, err := c.service.remove(ctx, m.Room, removal{reason: ReasonDisconnected, floor: m.room.revision()}, []incarnation{{m.Conn, m.Epoch}})
-		if err != nil {
+		if err := c.confirm(ctx, m.present(), removal{reason: ReasonDisconnected, floor: m.room.revision()}); err != nil {
 			c.log.Warn("leave of a closed connection is not confirmed", "room", m.Room, "conn", m.Conn, "error", err)
-			c.owed.add(m.Member, ReasonDisconnected)
 		}
 	}
 }
@@ -377,7 +393,9 @@ func decodeCursor(cursor string) (lastConn string, err error) {
 	return string(raw), nil
 }
 
-func isUnavailable(err error) bool {
+func isUnavailable(err error) bool { return hasCode(err, CodeUnavailable) }
+
+func hasCode(err error, code Code) bool {
 	var refused *Error
-	return errors.As(err, &refused) && refused.Code == CodeUnavailable
+	return errors.As(err, &refused) && refused.Code == code
 }

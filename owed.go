@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"maps"
 	"slices"
 	"sync"
@@ -138,17 +137,12 @@ func (o *owed) owes(leave *owedLeave) bool {
 func (o *owed) settle(ctx context.Context, leave *owedLeave) bool {
 	ctx, cancel := context.WithTimeout(ctx, answerWithin)
 	defer cancel()
-	m := leave.member
-	if m.Epoch == 0 {
-		found, err := o.service.find(ctx, m.Room, m.Conn)
-		var refused *Error
-		if errors.As(err, &refused) && refused.Code == CodeNotJoined {
-			return leave.watched()
-		}
-		if err != nil {
-			return false
-		}
-		m = found
+	m, err := o.known(ctx, leave.member)
+	if hasCode(err, CodeNotJoined) {
+		return leave.watched()
+	}
+	if err != nil {
+		return false
 	}
 	// What is still owed after the find was not found of a later join, of which the client knows.
 	o.mu.Lock()
@@ -157,8 +151,16 @@ func (o *owed) settle(ctx context.Context, leave *owedLeave) bool {
 	if taken {
 		return false
 	}
-	_, _, err := o.service.remove(ctx, m.Room, removal{reason: leave.reason}, []incarnation{{m.Conn, m.Epoch}})
+	_, _, err = o.service.remove(ctx, m.Room, removal{reason: leave.reason}, []incarnation{{m.Conn, m.Epoch}})
 	return err == nil
+}
+
+// known is the member with the epoch that Redis has for it, if its own is not known. It is CodeNotJoined if Redis has none.
+func (o *owed) known(ctx context.Context, m Member) (Member, error) {
+	if m.Epoch != 0 {
+		return m, nil
+	}
+	return o.service.find(ctx, m.Room, m.Conn)
 }
 
 // watched tells whether the member has been absent for so long that a late join of it need not be feared any more.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -201,6 +202,54 @@ func TestALeaveAfterAJoinOfUnknownOutcome_G7(t *testing.T) {
 			t.Errorf("after its leave the room is %s", ack.text)
 		}
 	})
+}
+
+// TestAJoinAgainOfUnknownOutcome_G5 loses the answer to a join of one that is in the room already: what its client does
+// next is meant for the incarnation that the room has.
+func TestAJoinAgainOfUnknownOutcome_G5(t *testing.T) {
+	for name, next := range map[string]func(t *testing.T, u, witness *user, room string, old int64){
+		"heartbeat": func(t *testing.T, u, _ *user, room string, old int64) {
+			if ack := u.ok(eventHeartbeat, `{"patchState":{"c":3}}`); *ack.Epoch <= old || !*ack.Changed {
+				t.Errorf("the heartbeat is answered with %s", ack.text)
+			}
+			if e := entryOf(t, u.ok(eventGet, inRoom(room, "")), u.id); string(e.State) != `{"b":2,"c":3}` {
+				t.Errorf("its state is %s", e.State)
+			}
+		},
+		"heartbeat with the old epoch": func(t *testing.T, u, _ *user, _ string, old int64) {
+			ack := u.refused(eventHeartbeat, fmt.Sprintf(`{"epoch":%d}`, old), CodeStaleEpoch)
+			u.ok(eventHeartbeat, fmt.Sprintf(`{"epoch":%d}`, *ack.Epoch))
+		},
+		"leave": func(t *testing.T, u, witness *user, room string, _ int64) {
+			u.ok(eventLeave, "")
+			if ack := witness.ok(eventGet, inRoom(room, "")); ack.Count != 1 {
+				t.Errorf("after its leave the room is %s", ack.text)
+			}
+			witness.sees(EventLeave, u.id)
+		},
+		"disconnect": func(t *testing.T, u, witness *user, _ string, _ int64) {
+			_ = u.conn.Close()
+			witness.sees(EventLeave, u.id)
+		},
+		"join": func(t *testing.T, u, witness *user, room string, old int64) {
+			if ack := u.join(room, "ann", `{}`); ack.Self.Epoch <= old || len(ack.Snapshot) != 2 {
+				t.Errorf("the next join is answered with %s", ack.text)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			rdb, n := startTroubled(t, miniRedis(t))
+			room := uniqueRoom(t)
+			witness, u := n.member(t, room, "witness", "{}"), n.user(t)
+			old := u.join(room, "ann", `{"a":1}`).Self.Epoch
+			rdb.meets("join", loseAnswer)
+			u.unavailableInTime(eventJoin, joinPayloadOf(room, "ann", `{"b":2}`))
+			rdb.recover()
+			next(t, u, witness, room, old)
+			eventually(t, 5*time.Second, "nothing is owed", n.owed.idle)
+			assertAgree(t, n.service, room)
+		})
+	}
 }
 
 // TestAJoinThatRunsLateIsTakenBack_G5 has the script of a join that was given up run after Redis answers again.
