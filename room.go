@@ -234,6 +234,7 @@ type room struct {
 	readAt    time.Time
 	reading   bool
 	readAgain bool
+	doubt     bool      // messages may be lost: the read tells what they told
 	returned  int64     // what compare was given last
 	comparing bool      // a timer looks at a difference
 	pending   []message // came while the room was read
@@ -308,7 +309,7 @@ func (r *room) admit(ctx context.Context, rev int64, to receiver, answer func(sn
 	r.mu.Lock()
 	r.waiters = append(r.waiters, w)
 	if time.Since(r.readAt) > r.hub.freshFor {
-		r.reread()
+		r.look()
 	}
 	if !r.touched {
 		r.welcome()
@@ -462,8 +463,14 @@ func (r *room) compare(rev int64) {
 	})
 }
 
-// reread has the room read, once more if that is already under way. r.mu is held.
+// reread has the room read because messages may be lost. r.mu is held.
 func (r *room) reread() {
+	r.doubt = true
+	r.look()
+}
+
+// look has the room read, once more if that is already under way. r.mu is held.
+func (r *room) look() {
 	if r.reading {
 		r.readAgain = true
 		return
@@ -503,18 +510,31 @@ func (r *room) beginRead() (known int) {
 	return len(r.pending)
 }
 
-// adopt takes over what was read, tells the receivers the difference, and applies what came in meanwhile. The known
-// messages before the read are in it, or the store has lost them. It is false when the room must be read again.
+// adopt takes over what was read, and applies what came in meanwhile. The known messages before the read are in it, or the
+// store has lost them. It is false when the room must be read again.
+//
+// Messages that follow the replica come first: a read must not take the place of events that are there, or that are on
+// their way (G1). What it has beyond them is told as the difference, if messages may be lost.
 func (r *room) adopt(s Snapshot, known int) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for _, e := range r.replica.adopt(s) {
-		r.tell(e)
+	had, kept := r.replica.rev, len(r.pending)
+	r.doubt = !r.applyPending() || r.doubt
+	known -= kept - len(r.pending)
+	overtaken := had <= s.Rev && s.Rev < r.replica.rev
+	onTheirWay := r.replica.rev < s.Rev && !r.doubt
+	if overtaken || onTheirWay {
+		r.replica.refresh(s)
+	} else {
+		for _, e := range r.replica.adopt(s) {
+			r.tell(e)
+		}
 	}
 	r.readAt = time.Now()
 	r.loadOnce.Do(func() { close(r.loaded) })
-	r.pending = r.pending[min(known, len(r.pending)):]
+	r.pending = r.pending[min(max(known, 0), len(r.pending)):]
 	r.reading = !r.applyPending() || r.readAgain
+	r.doubt = r.reading
 	r.answer()
 	return !r.reading
 }
@@ -569,6 +589,16 @@ func (p *replica) drop(conn string) {
 	delete(p.entries, conn)
 	if p.users[old.UserID]--; p.users[old.UserID] == 0 {
 		delete(p.users, old.UserID)
+	}
+}
+
+// refresh takes over when the members were last heard of.
+func (p *replica) refresh(s Snapshot) {
+	for _, e := range s.Entries {
+		if old, ok := p.entries[e.ConnID]; ok && old.Epoch == e.Epoch {
+			old.LastSeenMs = max(old.LastSeenMs, e.LastSeenMs)
+			p.entries[e.ConnID] = old
+		}
 	}
 }
 

@@ -405,6 +405,64 @@ func TestMessagesDuringARead_G1_G2_G3(t *testing.T) {
 	})
 }
 
+// A read that is faster than the messages, or that they overtake, must not swallow them.
+func TestAReadTakesNoEventsPlace_G1(t *testing.T) {
+	both := []message{joined(10, 11, "b"), gone(11, 12, "b")}
+	cases := map[string]struct {
+		during, after []message
+	}{
+		"all come during the read":  {both, nil},
+		"one comes after the read":  {both[:1], both[1:]},
+		"all come after the read":   {nil, both},
+		"more come during the read": {append(both[:2:2], joined(12, 13, "c"), gone(13, 14, "c")), nil},
+	}
+	for name, c := range cases {
+		t.Run(name, func(t *testing.T) {
+			inWorld(t, func(w *world) {
+				w.source.store(10)
+				r := w.room()
+				listener := w.guest(r)
+				pause(w.Context(), testFreshFor+time.Second)
+				w.source.store(12)
+				release := w.source.hold()
+				late, result := w.admit(w.Context(), r, 12)
+				w.tell(c.during...)
+				release()
+				synctest.Wait()
+				w.tell(c.after...)
+				if err := <-result; err != nil {
+					w.Fatal(err)
+				}
+				w.wantReads(2)
+				want := []string{"join b B 1 @11 {}", "leave b B 0 @12 null", "join c C 1 @13 {}", "leave c C 0 @14 null"}
+				w.wantHeard(listener, want[:len(c.during)+len(c.after)]...)
+				w.wantHeard(late, fmt.Sprintf("ack @%d []", r.revision()))
+			})
+		})
+	}
+}
+
+func TestALostMessageDuringAReadForAFreshSnapshotIsMadeUp_G3(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.source.store(10)
+		r := w.room()
+		listener := w.guest(r)
+		pause(w.Context(), testFreshFor+time.Second)
+		w.source.store(13, here("b", 11, "{}"), here("c", 13, "{}"))
+		release := w.source.hold()
+		late, result := w.admit(w.Context(), r, 13)
+		w.tell(joined(11, 13, "c")) // that of b is lost
+		release()
+		if err := <-result; err != nil {
+			w.Fatal(err)
+		}
+		synctest.Wait()
+		w.wantReads(2)
+		w.wantHeard(listener, "join b B 1 @13 {}", "join c C 1 @13 {}")
+		w.wantHeard(late, "ack @13 [b c]")
+	})
+}
+
 func TestAGapDuringAReadIsReadAgain_G3(t *testing.T) {
 	inWorld(t, func(w *world) {
 		w.source.store(10)
