@@ -47,11 +47,14 @@ func newOwed(s *Service) *owed {
 }
 
 // close tries once more what is left, as long as ctx allows, and stops. It returns how many leaves stay unconfirmed.
-func (o *owed) close(ctx context.Context) int {
+func (o *owed) close(ctx context.Context) (unconfirmed int) {
 	o.stop()
 	o.work.Wait()
 	o.try(ctx)
-	return len(o.list)
+	for _, rooms := range o.list {
+		unconfirmed += len(rooms)
+	}
+	return unconfirmed
 }
 
 func (o *owed) add(m Member, reason Reason) {

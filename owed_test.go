@@ -4,384 +4,228 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"sync"
-	"sync/atomic"
-	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/redis/go-redis/v9"
 )
 
-// late is how much later than answerWithin an answer may come on a busy machine.
-const late = 1500 * time.Millisecond
+// idleOwed is a list of owed leaves that tries nothing by itself.
+func idleOwed(s *Service) *owed {
+	return &owed{service: s, list: map[string]map[string]*owedLeave{}}
+}
 
-// idle tells whether every leave is confirmed.
-func (o *owed) idle() bool {
+// size is the number of leaves that are owed.
+func (o *owed) size() (n int) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	return len(o.list) == 0
+	for _, rooms := range o.list {
+		n += len(rooms)
+	}
+	return n
 }
 
-// troubledRedis is a client whose scripts meet the trouble that a test chooses.
-type troubledRedis struct {
+func conns(s Snapshot) (ids []string) {
+	for _, e := range s.Entries {
+		ids = append(ids, e.ConnID)
+	}
+	return ids
+}
+
+func TestALeaveIsRepeatedUntilRedisConfirmsIt_G5(t *testing.T) {
+	eachBackend(t, func(t *testing.T, b backend) {
+		faulty := &faultyRedis{UniversalClient: b.open(t)}
+		s, room := startService(t, faulty, Options{}), uniqueRoom(t)
+		events := record(t, faulty.UniversalClient, room)
+		m := mustJoin(t, s, room, "ann", "a", "{}")
+		mustJoin(t, s, room, "bob", "b", "{}")
+		faulty.start(map[int]string{0: "request", 1: "request", 2: "answer"})
+		o := newOwed(s)
+		o.add(m, ReasonDisconnected)
+		eventually(t, 10*time.Second, "nothing owed", func() bool { return o.size() == 0 })
+		if left := o.close(t.Context()); left != 0 {
+			t.Errorf("%d leaves are left", left)
+		}
+		if sent := faulty.count(); sent < 4 {
+			t.Errorf("%d scripts were sent, one of them the fourth try", sent)
+		}
+		all := events.upTo(t, s, room)
+		if len(all) != 3 || short(all[2]) != "leave a ann 0 disconnected null" {
+			t.Errorf("the last of %d events is %q", len(all), short(all[len(all)-1]))
+		}
+		assertOneLeave(t, all)
+		assertAgree(t, s, room)
+	})
+}
+
+func TestAnUnknownJoinIsTakenBack_G5(t *testing.T) {
+	eachBackend(t, func(t *testing.T, b backend) {
+		s, room := startService(t, b.open(t), Options{}), uniqueRoom(t)
+		o := idleOwed(s)
+		unknown := Member{Room: room, User: "ann", Conn: "a"}
+		o.add(unknown, ReasonDisconnected)
+		o.try(t.Context())
+		if o.size() != 1 {
+			t.Fatal("a join that may still run is forgotten")
+		}
+		mustJoin(t, s, room, "ann", "a", "{}") // it runs late
+		mustJoin(t, s, room, "bob", "b", "{}")
+		o.try(t.Context())
+		if got := conns(mustRead(t, s, room)); !slices.Equal(got, []string{"b"}) || o.size() != 0 {
+			t.Errorf("the room has %q, %d leaves are owed", got, o.size())
+		}
+	})
+}
+
+func TestAnUnknownJoinThatNeverRanIsForgotten(t *testing.T) {
+	s, room := startService(t, miniRedis(t).open(t), Options{}), uniqueRoom(t)
+	o := idleOwed(s)
+	o.add(Member{Room: room, User: "ann", Conn: "a"}, ReasonDisconnected)
+	o.try(t.Context())
+	leave := o.list["a"][room]
+	leave.absent = leave.absent.Add(100*time.Millisecond - owedWatch)
+	o.try(t.Context())
+	if o.size() != 1 {
+		t.Fatal("forgotten too early")
+	}
+	leave.absent = leave.absent.Add(-100 * time.Millisecond)
+	o.try(t.Context())
+	if o.size() != 0 {
+		t.Error("watched for ever")
+	}
+}
+
+// findingRedis calls around each lookup of one connection.
+type findingRedis struct {
 	redis.UniversalClient
-	trouble atomic.Pointer[func(script string) trouble]
-	finds   atomic.Int64 // connections that were looked for
+	before, after func()
 }
 
-// trouble decides what becomes of a script: call sends it, whenever that may be.
-type trouble func(ctx context.Context, call func(context.Context) *redis.Cmd) *redis.Cmd
+func (f *findingRedis) HGet(ctx context.Context, key, field string) *redis.StringCmd {
+	f.before()
+	defer f.after()
+	return f.UniversalClient.HGet(ctx, key, field)
+}
 
-func (r *troubledRedis) EvalSha(ctx context.Context, sha string, keys []string, args ...any) *redis.Cmd {
-	name, text := scriptOf(sha)
-	call := func(ctx context.Context) *redis.Cmd {
-		answer := r.UniversalClient.EvalSha(ctx, sha, keys, args...)
-		if redis.HasErrorPrefix(answer.Err(), "NOSCRIPT") {
-			return r.UniversalClient.Eval(ctx, text, keys, args...)
-		}
-		return answer
+// The client asks again, and is told of its new incarnation, at any moment of the taking back of the first one.
+func TestAJoinThatTheClientWasToldOfStays_G7(t *testing.T) {
+	cases := map[string]struct {
+		epochKnown bool
+		when       string
+	}{
+		"before the try":                         {false, "before"},
+		"before the lookup":                      {false, "lookup"},
+		"after the lookup":                       {false, "found"},
+		"before the try, of a known incarnation": {true, "before"},
 	}
-	if of := r.trouble.Load(); of != nil {
-		if what := (*of)(name); what != nil {
-			return what(ctx, call)
-		}
-	}
-	return call(ctx)
-}
-
-func (r *troubledRedis) HGet(ctx context.Context, key, field string) *redis.StringCmd {
-	defer r.finds.Add(1)
-	return r.UniversalClient.HGet(ctx, key, field)
-}
-
-// meets has scripts of this name, or all for "", meet the trouble from now on.
-func (r *troubledRedis) meets(name string, what trouble) {
-	of := func(script string) trouble {
-		if name != "" && name != script {
-			return nil
-		}
-		return what
-	}
-	r.trouble.Store(&of)
-}
-
-func (r *troubledRedis) recover() { r.trouble.Store(nil) }
-
-// scriptOf gives a script's name and its text by the digest of the text.
-func scriptOf(sha string) (name, text string) {
-	all := loadScripts()
-	for _, s := range []script{
-		all.join, all.heartbeat, all.patch, all.restore, all.remove, all.read, all.overdue,
-		all.indexRoom, all.claimRooms, all.settleRooms, all.indexUser, all.unindexUser,
-	} {
-		for _, form := range []scriptText{s.flagged, s.plain} {
-			if form.sha == sha {
-				return s.name, form.source
-			}
-		}
-	}
-	panic("a script that this list does not know")
-}
-
-func lost(ctx context.Context) *redis.Cmd {
-	failed := redis.NewCmd(ctx)
-	failed.SetErr(errLost)
-	return failed
-}
-
-func refuse(ctx context.Context, _ func(context.Context) *redis.Cmd) *redis.Cmd { return lost(ctx) }
-
-func hang(ctx context.Context, _ func(context.Context) *redis.Cmd) *redis.Cmd {
-	<-ctx.Done()
-	return lost(ctx)
-}
-
-func loseAnswer(ctx context.Context, call func(context.Context) *redis.Cmd) *redis.Cmd {
-	call(ctx)
-	return lost(ctx)
-}
-
-func startTroubled(t *testing.T, b backend) (*troubledRedis, *node) {
-	t.Helper()
-	rdb := &troubledRedis{UniversalClient: b.open(t)}
-	return rdb, startNodeOn(t, rdb)
-}
-
-// unavailableInTime is a call that must be refused for want of Redis.
-func (u *user) unavailableInTime(event, payload string) {
-	u.t.Helper()
-	start := time.Now()
-	ack := u.refused(event, payload, CodeUnavailable)
-	if took := time.Since(start); took > answerWithin+late {
-		u.t.Errorf("%s was answered after %v", event, took)
-	}
-	if !ack.Retryable {
-		u.t.Errorf("%s is answered with %s", event, ack.text)
-	}
-}
-
-func TestWithoutRedisEveryRequestIsAnswered(t *testing.T) {
-	for name, what := range map[string]trouble{"refusing": refuse, "hanging": hang} {
-		t.Run(name, func(t *testing.T) {
-			rdb, n := startTroubled(t, miniRedis(t))
-			u := n.member(t, "home", "ann", "{}")
-			rdb.meets("", what)
-			requests := []struct{ event, payload string }{
-				{eventHeartbeat, `{}`},
-				{eventHeartbeat, `{"patchState":{"a":1}}`},
-				{eventGet, inRoom("home", "")},
-				{eventJoin, joinPayloadOf("home", "ann", "{}")},
-				{eventJoin, joinPayloadOf("another", "ann", "{}")},
-				{eventLeave, inRoom("home", "")},
-			}
-			if name == "hanging" { // each takes its two seconds
-				requests = slices.Delete(requests, 1, 4)
-			}
-			for _, r := range requests {
-				u.unavailableInTime(r.event, r.payload)
-			}
-			u.refused(eventJoin, `{}`, CodeInvalidPayload) // for which nobody asks Redis
-			rdb.recover()
-			u.join("home", "ann", "{}")
-			u.ok(eventHeartbeat, "")
-			u.ok(eventLeave, "")
-		})
-	}
-}
-
-// TestAJoinOfUnknownOutcomeIsTakenBack_G5 loses the answer to a join, so that the member is in the room and its client does
-// not know.
-func TestAJoinOfUnknownOutcomeIsTakenBack_G5(t *testing.T) {
 	eachBackend(t, func(t *testing.T, b backend) {
-		rdb, n := startTroubled(t, b)
-		room := uniqueRoom(t)
-		witness, u := startNodeFor(t, b).member(t, room, "witness", "{}"), n.user(t)
-		rdb.meets("join", loseAnswer)
-		u.unavailableInTime(eventJoin, joinPayloadOf(room, "ann", "{}"))
-		u.refused(eventHeartbeat, "", CodeNotJoined)
-		witness.sees(EventLeave, u.id)
-		witness.settled(witness, room)
-		witness.wantEvents(u.id, "join ann 1 {}", "leave ann 0 disconnected null")
-		rdb.recover()
-		u.join(room, "ann", `{"a":1}`)
-		u.ok(eventHeartbeat, "")
-	})
-}
-
-// TestARepeatedJoinOfUnknownOutcomeStays_G5: what is owed for the first try must not take the second one along.
-func TestARepeatedJoinOfUnknownOutcomeStays_G5(t *testing.T) {
-	eachBackend(t, func(t *testing.T, b backend) {
-		rdb, n := startTroubled(t, b)
-		room := uniqueRoom(t)
-		witness, u := startNodeFor(t, b).member(t, room, "witness", "{}"), n.user(t)
-		rdb.meets("join", loseAnswer)
-		u.unavailableInTime(eventJoin, joinPayloadOf(room, "ann", "{}"))
-		rdb.recover()
-		epoch := u.join(room, "ann", `{"a":1}`).Self.Epoch
-		eventually(t, 5*time.Second, "nothing is owed", n.owed.idle)
-		witness.settled(u, room)
-		for _, e := range witness.events {
-			if e.Type == "leave" && e.Epoch == epoch {
-				t.Errorf("the second join was taken back: %+v", e)
-			}
-		}
-	})
-}
-
-// TestALeaveAfterAJoinOfUnknownOutcome_G7: ok means that the member is not there.
-func TestALeaveAfterAJoinOfUnknownOutcome_G7(t *testing.T) {
-	eachBackend(t, func(t *testing.T, b backend) {
-		rdb, n := startTroubled(t, b)
-		room := uniqueRoom(t)
-		u := n.user(t)
-		rdb.meets("join", loseAnswer)
-		u.unavailableInTime(eventJoin, joinPayloadOf(room, "ann", "{}"))
-		u.ok(eventLeave, "")
-		if ack := u.ok(eventGet, inRoom(room, "")); ack.Count != 0 {
-			t.Errorf("after its leave the room is %s", ack.text)
-		}
-	})
-}
-
-// TestAJoinAgainOfUnknownOutcome_G5 loses the answer to a join of one that is in the room already: what its client does
-// next is meant for the incarnation that the room has.
-func TestAJoinAgainOfUnknownOutcome_G5(t *testing.T) {
-	for name, next := range map[string]func(t *testing.T, u, witness *user, room string, old int64){
-		"heartbeat": func(t *testing.T, u, _ *user, room string, old int64) {
-			if ack := u.ok(eventHeartbeat, `{"patchState":{"c":3}}`); *ack.Epoch <= old || !*ack.Changed {
-				t.Errorf("the heartbeat is answered with %s", ack.text)
-			}
-			if e := entryOf(t, u.ok(eventGet, inRoom(room, "")), u.id); string(e.State) != `{"b":2,"c":3}` {
-				t.Errorf("its state is %s", e.State)
-			}
-		},
-		"heartbeat with the old epoch": func(t *testing.T, u, _ *user, _ string, old int64) {
-			ack := u.refused(eventHeartbeat, fmt.Sprintf(`{"epoch":%d}`, old), CodeStaleEpoch)
-			u.ok(eventHeartbeat, fmt.Sprintf(`{"epoch":%d}`, *ack.Epoch))
-		},
-		"leave": func(t *testing.T, u, witness *user, room string, _ int64) {
-			u.ok(eventLeave, "")
-			if ack := witness.ok(eventGet, inRoom(room, "")); ack.Count != 1 {
-				t.Errorf("after its leave the room is %s", ack.text)
-			}
-			witness.sees(EventLeave, u.id)
-		},
-		"disconnect": func(t *testing.T, u, witness *user, _ string, _ int64) {
-			_ = u.conn.Close()
-			witness.sees(EventLeave, u.id)
-		},
-		"join": func(t *testing.T, u, witness *user, room string, old int64) {
-			if ack := u.join(room, "ann", `{}`); ack.Self.Epoch <= old || len(ack.Snapshot) != 2 {
-				t.Errorf("the next join is answered with %s", ack.text)
-			}
-		},
-	} {
-		t.Run(name, func(t *testing.T) {
-			rdb, n := startTroubled(t, miniRedis(t))
-			room := uniqueRoom(t)
-			witness, u := n.member(t, room, "witness", "{}"), n.user(t)
-			old := u.join(room, "ann", `{"a":1}`).Self.Epoch
-			rdb.meets("join", loseAnswer)
-			u.unavailableInTime(eventJoin, joinPayloadOf(room, "ann", `{"b":2}`))
-			rdb.recover()
-			next(t, u, witness, room, old)
-			eventually(t, 5*time.Second, "nothing is owed", n.owed.idle)
-			assertAgree(t, n.service, room)
-		})
-	}
-}
-
-// TestAJoinThatRunsLateIsTakenBack_G5 has the script of a join that was given up run after Redis answers again.
-func TestAJoinThatRunsLateIsTakenBack_G5(t *testing.T) {
-	b := miniRedis(t)
-	rdb, n := startTroubled(t, b)
-	witness, u := n.member(t, "home", "witness", "{}"), n.user(t)
-	var late func(context.Context) *redis.Cmd
-	rdb.meets("join", func(ctx context.Context, call func(context.Context) *redis.Cmd) *redis.Cmd {
-		late = call
-		return lost(ctx)
-	})
-	u.unavailableInTime(eventJoin, joinPayloadOf("home", "ann", "{}"))
-	eventually(t, 5*time.Second, "the node has looked for the member", func() bool { return rdb.finds.Load() > 0 })
-	if err := late(t.Context()).Err(); err != nil {
-		t.Fatal(err)
-	}
-	witness.sees(EventLeave, u.id)
-	eventually(t, 5*time.Second, "nothing is owed", n.owed.idle)
-	witness.settled(witness, "home")
-	witness.wantEvents(u.id, "join ann 1 {}", "leave ann 0 disconnected null")
-}
-
-// TestALeaveThatFailedIsMadeGoodOnce_G5 loses the leave itself, or the answer to it.
-func TestALeaveThatFailedIsMadeGoodOnce_G5(t *testing.T) {
-	for name, what := range map[string]trouble{"request": refuse, "answer": loseAnswer} {
-		t.Run(name, func(t *testing.T) {
-			eachBackend(t, func(t *testing.T, b backend) {
-				rdb, n := startTroubled(t, b)
-				room := uniqueRoom(t)
-				witness, u := startNodeFor(t, b).member(t, room, "witness", "{}"), n.member(t, room, "ann", "{}")
-				rdb.meets("remove", what)
-				u.unavailableInTime(eventLeave, "")
-				u.unavailableInTime(eventLeave, inRoom(room, ""))
-				u.refused(eventHeartbeat, "", CodeNotJoined)
-				rdb.recover()
-				witness.sees(EventLeave, u.id)
-				u.ok(eventLeave, "")
-				eventually(t, 5*time.Second, "nothing is owed", n.owed.idle)
-				witness.settled(witness, room)
-				witness.wantEvents(u.id, "join ann 1 {}", "leave ann 0 left null")
+		for name, c := range cases {
+			t.Run(name, func(t *testing.T) {
+				finding := &findingRedis{UniversalClient: b.open(t)}
+				s, room := startService(t, finding, Options{}), uniqueRoom(t)
+				first := mustJoin(t, s, room, "ann", "a", "{}")
+				o := idleOwed(s)
+				var told Member
+				again := func(when string) func() {
+					return func() {
+						if when != c.when || told.Epoch != 0 {
+							return
+						}
+						o.take("a", room)
+						told = mustJoin(t, s, room, "ann", "a", "{}")
+					}
+				}
+				finding.before, finding.after = again("lookup"), again("found")
+				owes := first
+				if !c.epochKnown {
+					owes.Epoch = 0
+				}
+				o.add(owes, ReasonDisconnected)
+				again("before")()
+				o.try(t.Context())
+				entries := mustRead(t, s, room).Entries
+				if len(entries) != 1 || entries[0].Epoch != told.Epoch || told.Epoch <= first.Epoch {
+					t.Errorf("the room has %v, the client was told of %d", entries, told.Epoch)
+				}
+				if o.size() != 0 {
+					t.Errorf("%d leaves are owed", o.size())
+				}
 			})
-		})
-	}
-}
-
-// TestAJoinAfterALeaveThatFailedStays_G5: the leave is of an older incarnation.
-func TestAJoinAfterALeaveThatFailedStays_G5(t *testing.T) {
-	eachBackend(t, func(t *testing.T, b backend) {
-		rdb, n := startTroubled(t, b)
-		room := uniqueRoom(t)
-		witness, u := startNodeFor(t, b).member(t, room, "witness", "{}"), n.member(t, room, "ann", "{}")
-		rdb.meets("remove", refuse)
-		u.unavailableInTime(eventLeave, "")
-		epoch := u.join(room, "ann", "{}").Self.Epoch
-		rdb.recover()
-		eventually(t, 5*time.Second, "nothing is owed", n.owed.idle)
-		witness.settled(u, room)
-		if last := witness.events[len(witness.events)-1]; last.Epoch != epoch {
-			t.Errorf("the witness saw %q", witness.of(u.id))
-		}
-		if ack := u.ok(eventHeartbeat, ""); *ack.Epoch != epoch {
-			t.Errorf("the heartbeat is answered with %s", ack.text)
 		}
 	})
 }
 
-func TestADisconnectWithoutRedisIsMadeGood_G5(t *testing.T) {
-	eachBackend(t, func(t *testing.T, b backend) {
-		rdb, n := startTroubled(t, b)
-		room := uniqueRoom(t)
-		witness, u := startNodeFor(t, b).member(t, room, "witness", "{}"), n.member(t, room, "ann", "{}")
-		rdb.meets("", refuse)
-		u.send("41")
-		u.closed()
-		rdb.recover()
-		if e := witness.sees(EventLeave, u.id); e.Reason != string(ReasonDisconnected) {
-			t.Errorf("left with %q", e.Reason)
+func TestWhatIsOwedDoesNotPileUp(t *testing.T) {
+	o := idleOwed(nil)
+	for epoch := range int64(1000) {
+		o.add(Member{Room: fmt.Sprint("r", epoch%2), Conn: "a", Epoch: epoch}, ReasonLeft)
+	}
+	o.add(Member{Room: "r0", Conn: "b", Epoch: 7}, ReasonLeft)
+	if o.size() != 3 {
+		t.Errorf("%d leaves of three places", o.size())
+	}
+	if got := o.take("a", "r1"); len(got) != 1 || got[0].Epoch != 999 {
+		t.Errorf("took %v, want the latest in r1", got)
+	}
+	if got := o.take("a", ""); len(got) != 1 || got[0].Room != "r0" {
+		t.Errorf("took %v, want the one left", got)
+	}
+	if got := o.take("a", ""); got != nil || o.size() != 1 {
+		t.Errorf("took %v, %d are left", got, o.size())
+	}
+}
+
+// hungRedis answers nothing for as long as it is asked.
+type hungRedis struct {
+	redis.UniversalClient
+}
+
+func (hungRedis) EvalSha(ctx context.Context, _ string, _ []string, _ ...any) *redis.Cmd {
+	<-ctx.Done()
+	cmd := redis.NewCmd(ctx)
+	cmd.SetErr(ctx.Err())
+	return cmd
+}
+
+func (hungRedis) HGet(ctx context.Context, _, _ string) *redis.StringCmd {
+	<-ctx.Done()
+	cmd := redis.NewStringCmd(ctx)
+	cmd.SetErr(ctx.Err())
+	return cmd
+}
+
+func TestClosingWaitsNoLongerThanItMay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := newOwed(NewService(hungRedis{}, Options{ReaperInterval: -1}))
+		for i := range int64(1000) {
+			o.add(Member{Room: "r", Conn: fmt.Sprint("c", i), Epoch: i % 2}, ReasonDisconnected)
+			o.add(Member{Room: "q", Conn: fmt.Sprint("c", i), Epoch: i % 2}, ReasonDisconnected)
+		}
+		pause(t.Context(), 10*time.Second) // it tries, in vain
+		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+		defer cancel()
+		before := time.Now()
+		if left := o.close(ctx); left != 2000 {
+			t.Errorf("%d leaves are left, want 2000", left)
+		}
+		if waited := time.Since(before); waited != 3*time.Second {
+			t.Errorf("it took %v", waited)
 		}
 	})
 }
 
-// TestAPatchOfUnknownOutcomeIsNotLost: whether or not it happened, the next patch adds to it.
-func TestAPatchOfUnknownOutcomeIsNotLost(t *testing.T) {
-	eachBackend(t, func(t *testing.T, b backend) {
-		rdb, n := startTroubled(t, b)
-		u := n.member(t, uniqueRoom(t), "ann", "{}")
-		rdb.meets("heartbeat", loseAnswer)
-		u.unavailableInTime(eventHeartbeat, `{"patchState":{"a":1}}`)
-		rdb.recover()
-		if ack := u.ok(eventHeartbeat, `{"patchState":{"b":2}}`); !*ack.Changed {
-			t.Error("the second patch changed nothing")
-		}
-		if ack := u.ok(eventHeartbeat, `{"patchState":{"a":1,"b":2}}`); *ack.Changed {
-			t.Error("the first patch was lost")
-		}
-	})
-}
-
-// TestAStoppedRedis hangs a real server under requests of all kinds.
-func TestAStoppedRedis(t *testing.T) {
-	server := spawnRedis(t)
-	n := startNodeFor(t, backend{url: server.url})
-	room := uniqueRoom(t)
-	witness := n.member(t, room, "witness", "{}")
-	requests := []struct{ event, payload string }{
-		{eventHeartbeat, `{}`},
-		{eventHeartbeat, `{"patchState":{"a":1}}`},
-		{eventGet, inRoom(room, "")},
-		{eventJoin, joinPayloadOf(room, "again", "{}")},
-		{eventJoin, joinPayloadOf(room+" other", "ann", "{}")},
-		{eventLeave, ""},
+func TestClosingTriesOnceMore(t *testing.T) {
+	s, room := startService(t, miniRedis(t).open(t), Options{}), uniqueRoom(t)
+	m := mustJoin(t, s, room, "ann", "a", "{}")
+	o := newOwed(s)
+	o.stop()
+	o.work.Wait()
+	o.add(m, ReasonDisconnected)
+	if left := o.close(t.Context()); left != 0 {
+		t.Errorf("%d leaves are left", left)
 	}
-	var all []*user
-	for range requests {
-		all = append(all, n.member(t, room, "ann", "{}"))
+	if _, err := s.find(t.Context(), room, "a"); err == nil {
+		t.Error("the member is still there")
 	}
-	server.signal(syscall.SIGSTOP)
-	var asked sync.WaitGroup
-	for i, r := range requests {
-		asked.Go(func() { all[i].unavailableInTime(r.event, r.payload) })
-	}
-	asked.Wait()
-	server.signal(syscall.SIGCONT)
-	eventually(t, 10*time.Second, "nothing is owed", n.owed.idle)
-	for i, u := range all[:5] {
-		eventually(t, 10*time.Second, "heartbeat of "+requests[i].event, func() bool { return u.call(eventHeartbeat, inRoom(room, "")).OK })
-	}
-	all[5].refused(eventHeartbeat, "", CodeNotJoined)
-	eventually(t, 10*time.Second, "the room is as its members know it", func() bool {
-		here, other := witness.ok(eventGet, inRoom(room, "")), witness.ok(eventGet, inRoom(room+" other", ""))
-		return here.Count == 6 && other.Count == 0
-	})
-	assertAgree(t, n.service, room)
 }
