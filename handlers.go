@@ -73,8 +73,9 @@ type connection struct {
 // membership is a connection's place in one room.
 type membership struct {
 	Member
-	room   *room
-	unsure bool // a join again has an unknown outcome: Redis may have a newer incarnation
+	room    *room
+	indexed time.Time // when the user's index was last told of it
+	unsure  bool      // a join again has an unknown outcome: Redis may have a newer incarnation
 }
 
 // present is the member as it is to be removed: whatever its epoch, if that is not sure.
@@ -152,7 +153,7 @@ func (c *connection) join(ctx context.Context, payload []byte, id ackID) ([]byte
 	joined, err := c.enter(ctx, m.room, wish, id)
 	switch {
 	case err == nil:
-		m.Member, m.unsure = joined, false
+		m.Member, m.indexed, m.unsure = joined, time.Now(), false
 		c.rooms[p.RoomID] = m
 	case !again:
 		c.hub.release(m.room)
@@ -272,8 +273,16 @@ func (c *connection) refresh(ctx context.Context, m *membership, patch json.RawM
 	}
 	if err == nil {
 		m.room.compare(rev)
+		c.renew(ctx, m)
 	}
 	return changed, err
+}
+
+// renew tells the user's index once per lookback that the member is still there: after two it would forget it.
+func (c *connection) renew(ctx context.Context, m *membership) {
+	if time.Since(m.indexed) >= c.service.options.Lookback && c.service.indexUser(ctx, m.Member, m.Epoch) == nil {
+		m.indexed = time.Now()
+	}
 }
 
 // follow takes over an incarnation that is newer than the one in memory: a join whose answer did not come in time.

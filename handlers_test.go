@@ -721,6 +721,21 @@ func TestAHeartbeatRefreshes(t *testing.T) {
 	}
 }
 
+// The index of a user has a TTL of two lookbacks, so three of them pass here.
+func TestHeartbeatsKeepTheUserIndex(t *testing.T) {
+	n := startNodeFor(t, realRedis(t), "PRESENCE_TTL_MS=200", "PRESENCE_REAPER_LOOKBACK_MS=400",
+		"PRESENCE_REAPER_INTERVAL_MS=100", "PRESENCE_NODE_LEASE_MS=300")
+	room, name := uniqueRoom(t), uniqueRoom(t)
+	u := n.user(t)
+	u.join(room, name, "{}")
+	for began := time.Now(); time.Since(began) < 1200*time.Millisecond; {
+		u.ok(eventHeartbeat, "{}")
+		if held, err := n.redis.HExists(t.Context(), userKey(name), userField(room, u.id)).Result(); err != nil || !held {
+			t.Fatalf("after %v the index has no entry: %v", time.Since(began), err)
+		}
+	}
+}
+
 func TestGet(t *testing.T) {
 	eachBackend(t, func(t *testing.T, b backend) {
 		n, other, room := startNodeFor(t, b), startNodeFor(t, b), uniqueRoom(t)
