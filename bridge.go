@@ -31,43 +31,55 @@ const (
 )
 
 // Subscribe calls handler for every event of every room, one at a time, until Stop or the end of ctx. It returns once Redis
-// has confirmed the subscription. While the connection to Redis is lost later on, events are missed: Snapshot tells what
-// became of the rooms. With sharded Pub/Sub, which has no patterns, it is an error.
+// has confirmed or refused the subscription. While the connection to Redis is lost later on, events are missed: Snapshot
+// tells what became of the rooms. With sharded Pub/Sub, which has no patterns, it is an error.
 func (s *Service) Subscribe(ctx context.Context, handler func(Event)) error {
 	if s.options.Sharded {
 		return errors.New("sharded Pub/Sub has no pattern subscription")
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	detach := context.AfterFunc(s.ctx, cancel)
-	confirmed := make(chan struct{}, 1)
+	first := make(chan error, 1) // what became of the first try that Redis answered
 	s.work.Go(func() {
 		defer detach()
 		defer cancel()
 		for ctx.Err() == nil {
-			err := receive(ctx, s.rdb.PSubscribe(ctx, eventsPattern), func(item any) { handle(item, handler, confirmed) })
+			err := receive(ctx, s.rdb.PSubscribe(ctx, eventsPattern), func(item any) { handle(item, handler, first) })
 			s.options.Logger.Debug("subscription lost", "error", err)
+			if errors.As(err, new(redis.Error)) {
+				tryTell(first, err)
+			}
 			pause(ctx, subscriptionPause)
 		}
 	})
 	select {
-	case <-confirmed:
-		return nil
+	case err := <-first:
+		if err == nil {
+			return nil
+		}
+		cancel()
+		return unavailable(err)
 	case <-ctx.Done():
 		return unavailable(ctx.Err())
 	}
 }
 
-func handle(item any, handler func(Event), confirmed chan<- struct{}) {
+func handle(item any, handler func(Event), first chan<- error) {
 	switch m := item.(type) {
 	case *redis.Subscription:
-		select {
-		case confirmed <- struct{}{}:
-		default:
-		}
+		tryTell(first, nil)
 	case *redis.Message:
 		if event, ok := parseMessage(m.Payload); ok {
 			handler(event.Event)
 		}
+	}
+}
+
+// tryTell tells whoever still waits for it.
+func tryTell(first chan<- error, err error) {
+	select {
+	case first <- err:
+	default:
 	}
 }
 

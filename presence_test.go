@@ -1641,6 +1641,14 @@ func TestAUserOfAnACLThroughTheURL(t *testing.T) {
 	assertAgree(t, s, room)
 }
 
+func TestASubscriptionThatRedisRefusesIsAnError(t *testing.T) {
+	p := spawnRedis(t, strings.Fields("--user default off --user deaf on nopass ~* resetchannels +@all")...)
+	s := startService(t, backend{url: strings.Replace(p.url, "redis://", "redis://deaf:any@", 1)}.open(t), Options{})
+	if err := s.Subscribe(t.Context(), func(Event) {}); err == nil || !strings.Contains(errors.Unwrap(err).Error(), "NOPERM") {
+		t.Errorf("the error is %v", err)
+	}
+}
+
 func TestARoomWhoseSlotMovesStaysUsable(t *testing.T) {
 	needRedis(t)
 	c, err := startCluster()
