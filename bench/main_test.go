@@ -1,0 +1,119 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// TestMain lets the test binary be the process that writes when w is measured, as bench itself is.
+func TestMain(m *testing.M) {
+	if slices.Contains(os.Args, "-floor") {
+		main()
+		return
+	}
+	os.Exit(m.Run())
+}
+
+// needRedis skips a test where there is nothing to measure with, or fails it where that must not be.
+func needRedis(t *testing.T) {
+	t.Helper()
+	_, err := exec.LookPath("redis-server")
+	switch {
+	case err == nil && runtime.GOOS == "linux":
+	case os.Getenv("PRESENCE_TEST_REQUIRE") == "1":
+		t.Fatalf("needs Linux, and redis-server 7 or newer in PATH (apt-get install redis-server): %v", err)
+	default:
+		t.Skipf("needs Linux, and redis-server 7 or newer in PATH (apt-get install redis-server): %v", err)
+	}
+}
+
+func TestEachModeRunsWithoutFaults(t *testing.T) {
+	needRedis(t)
+	server, err := buildServer(t.Context(), t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, mode := range modeNames() {
+		t.Run(mode, func(t *testing.T) {
+			file := filepath.Join(t.TempDir(), "results.json")
+			args := []string{"-mode", mode, "-server", server, "-clients", "20", "-rooms", "4", "-rate", "200", "-seconds", "0.1", "-nodes", "2",
+				"-floor-rounds", "20", "-json", file}
+			var out bytes.Buffer
+			if err := run(t.Context(), args, &out); err != nil {
+				t.Fatalf("%v\n%s", err, out.String())
+			}
+			checkSmoke(t, lastResults(t, file).Results)
+		})
+	}
+}
+
+func checkSmoke(t *testing.T, results []result) {
+	t.Helper()
+	if len(results) != 1 {
+		t.Fatalf("%d results", len(results))
+	}
+	r := results[0]
+	if r.FloorBefore <= 0 || r.FloorAfter <= 0 || r.Nodes != 2 || r.Clients != 20 || r.Rooms != 4 {
+		t.Errorf("got %+v", r)
+	}
+	if strings.HasPrefix(r.Mode, "idle") {
+		if r.KilobytesPerConnection == 0 || r.Operations != 0 {
+			t.Errorf("got %+v", r)
+		}
+		return
+	}
+	if r.Operations == 0 || r.Server == nil || r.Server.W <= 0 || r.Redis == nil || r.Redis.W <= 0 || r.Answer == nil {
+		t.Errorf("got %+v, server %+v, Redis %+v", r, r.Server, r.Redis)
+	}
+	if strings.HasPrefix(r.Mode, "fanout") && (r.Delivery == nil || r.Delivered == 0) {
+		t.Errorf("got %+v", r)
+	}
+}
+
+// Whatever ends a trial, no process of it stays.
+func TestProcessesEndWithTheTrial(t *testing.T) {
+	needRedis(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	var s site
+	defer s.close()
+	if _, err := s.startRedis(ctx, t.TempDir()); err != nil {
+		t.Fatal(err)
+	}
+	cancel()
+	if s.redis.over() {
+		t.Fatal("it ended before its site was closed")
+	}
+	s.close()
+	if !s.redis.over() {
+		t.Error("it goes on after its site was closed")
+	}
+}
+
+func TestProgramThatDoesNotStart(t *testing.T) {
+	sh, err := exec.LookPath("sh")
+	if err != nil {
+		t.Skip("needs sh")
+	}
+	_, err = start(t.Context(), filepath.Join(t.TempDir(), "log"), exec.Command(sh, "-c", "echo no luck; exit 3"), func() bool { return false })
+	if err == nil || !strings.Contains(err.Error(), "no luck") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestPoll(t *testing.T) {
+	left := 3
+	if !poll(t.Context(), time.Minute, func() bool { left--; return left == 0 }) {
+		t.Error("gave up")
+	}
+	if poll(t.Context(), time.Nanosecond, func() bool { return false }) {
+		t.Error("came true")
+	}
+}
