@@ -54,7 +54,7 @@ func (l *load) run(ctx context.Context, nodes []string) error {
 	if err := l.connect(ctx, nodes); err != nil {
 		return err
 	}
-	if l.mode.request != nil || l.mode.seconds > 0 {
+	if !l.mode.outside {
 		if err := l.joinAll(ctx); err != nil {
 			return err
 		}
