@@ -176,6 +176,20 @@ func TestWhatIsOwedDoesNotPileUp(t *testing.T) {
 	}
 }
 
+func TestALaterLeaveIsNotStruckWithTheOneBefore_G5(t *testing.T) {
+	faulty := &faultyRedis{UniversalClient: miniRedis(t).open(t)}
+	s, room := startService(t, faulty, Options{}), uniqueRoom(t)
+	m := mustJoin(t, s, room, "ann", "a", "{}")
+	o := idleOwed(s)
+	o.add(m, ReasonDisconnected)
+	m.Epoch++
+	faulty.before = func(int) { o.add(m, ReasonLeft) }
+	o.try(t.Context())
+	if got := o.take("a", room); len(got) != 1 || got[0].Epoch != m.Epoch {
+		t.Errorf("owed is %v, want the later leave", got)
+	}
+}
+
 // hungRedis answers nothing for as long as it is asked.
 type hungRedis struct {
 	redis.UniversalClient

@@ -25,6 +25,7 @@ type fakeSource struct {
 	err    error
 	reads  int
 	held   chan struct{} // while it is not nil, answers wait until it is closed
+	slow   time.Duration // of each read, after it has looked
 }
 
 func (f *fakeSource) read(ctx context.Context, _ string) (Snapshot, error) {
@@ -32,6 +33,7 @@ func (f *fakeSource) read(ctx context.Context, _ string) (Snapshot, error) {
 	f.reads++
 	found, err, held := f.stored, f.err, f.held
 	f.mu.Unlock()
+	pause(ctx, f.slow)
 	if held == nil {
 		return found, err
 	}
@@ -419,11 +421,13 @@ func TestAReadTakesNoEventsPlace_G1(t *testing.T) {
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
 			inWorld(t, func(w *world) {
-				w.source.store(10)
+				beaten := here("a", 1, "{}")
+				w.source.store(10, beaten)
 				r := w.room()
 				listener := w.guest(r)
 				pause(w.Context(), testFreshFor+time.Second)
-				w.source.store(12)
+				beaten.LastSeenMs = 5000
+				w.source.store(12, beaten)
 				release := w.source.hold()
 				late, result := w.admit(w.Context(), r, 12)
 				w.tell(c.during...)
@@ -436,7 +440,10 @@ func TestAReadTakesNoEventsPlace_G1(t *testing.T) {
 				w.wantReads(2)
 				want := []string{"join b B 1 @11 {}", "leave b B 0 @12 null", "join c C 1 @13 {}", "leave c C 0 @14 null"}
 				w.wantHeard(listener, want[:len(c.during)+len(c.after)]...)
-				w.wantHeard(late, fmt.Sprintf("ack @%d []", r.revision()))
+				w.wantHeard(late, fmt.Sprintf("ack @%d [a]", r.revision()))
+				if seen := r.replica.entries["a"].LastSeenMs; seen != 5000 {
+					t.Errorf("the snapshot is as old as before: %d", seen)
+				}
 			})
 		})
 	}
@@ -522,6 +529,53 @@ func TestMessagesKeptDuringAReadAreBounded_G3(t *testing.T) {
 		if r.pending != nil || r.reading {
 			t.Error("the room does not come to rest")
 		}
+	})
+}
+
+// What came before a read is dropped after it, and nothing else: nothing that came when the messages before it were given up,
+func TestMessagesGivenUpDuringASecondReadAreReadAgain_G3(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.source.store(10)
+		r := w.room()
+		first := w.source.hold()
+		w.hub.subscribed("r")
+		synctest.Wait()
+		w.tell(patched(15, 16, "a", "{}"))
+		second := w.source.hold()
+		first()
+		synctest.Wait() // the second read knows of one message
+		rev := int64(16)
+		for range maxPending {
+			w.tell(patched(rev, rev+1, "a", "{}"))
+			rev++
+		}
+		w.source.store(rev, here("a", rev, "{}"))
+		second()
+		synctest.Wait()
+		if r.revision() != rev {
+			t.Errorf("the replica is at %d, want %d", r.revision(), rev)
+		}
+	})
+}
+
+// and nothing that came after messages that were applied.
+func TestAGapAfterAReadThatFailedIsReadAgain_G3(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.source.store(10)
+		listener := w.guest(w.room())
+		w.source.fail(errors.New("down"))
+		w.hub.subscribed("r")
+		synctest.Wait()
+		w.tell(joined(10, 11, "b"))
+		w.source.fail(nil)
+		w.source.store(11, here("b", 11, "{}"))
+		release := w.source.hold()
+		pause(w.Context(), time.Second) // the next read knows of b
+		w.source.store(14, here("b", 11, "{}"), here("c", 13, "{}"))
+		w.tell(gone(13, 14, "d"))
+		release()
+		synctest.Wait()
+		w.wantHeard(listener, "join b B 1 @11 {}", "join c C 1 @14 {}")
 	})
 }
 
@@ -705,20 +759,19 @@ func TestSlowReadsAnswerJoinsAllTheSame_G2(t *testing.T) {
 	inWorld(t, func(w *world) {
 		w.source.store(10)
 		r := w.room()
+		w.source.slow = joinPatience * 3 / 2
 		var answered []<-chan error
-		for range 20 {
-			release := w.source.hold()
+		for rev := range int64(100) {
 			ctx, cancel := context.WithTimeout(w.Context(), answerWithin)
 			defer cancel()
-			w.source.store(r.revision() + 1)
-			_, result := w.admit(ctx, r, r.revision()+1) // no message of it ever comes
+			w.source.store(11 + rev)
+			_, result := w.admit(ctx, r, 11+rev) // no message of it ever comes
 			answered = append(answered, result)
-			pause(w.Context(), joinPatience*3/2)
-			release()
+			pause(w.Context(), joinPatience*2/3)
 		}
 		for i, result := range answered {
 			if err := <-result; err != nil {
-				t.Errorf("join %d: %v", i, err)
+				t.Fatalf("join %d: %v", i, err)
 			}
 		}
 	})
