@@ -333,7 +333,7 @@ func TestAPatchOfUnknownOutcomeIsNotLost(t *testing.T) {
 	eachBackend(t, func(t *testing.T, b backend) {
 		rdb, n := startTroubled(t, b)
 		u := n.member(t, uniqueRoom(t), "ann", "{}")
-		rdb.meets("heartbeat", loseAnswer)
+		rdb.meets("patch", loseAnswer)
 		u.unavailableInTime(eventHeartbeat, `{"patchState":{"a":1}}`)
 		rdb.recover()
 		if ack := u.ok(eventHeartbeat, `{"patchState":{"b":2}}`); !*ack.Changed {

@@ -20,9 +20,6 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// How long the revision counter of an empty room is kept.
-const emptyRoomTTL = time.Hour
-
 // Options of a Service. The zero value of a field means its default.
 type Options struct {
 	TTL            time.Duration // heartbeat window; default 30 s
@@ -259,12 +256,12 @@ func (s *Service) heartbeat(ctx context.Context, m *Member, patch json.RawMessag
 }
 
 func (s *Service) beat(ctx context.Context, m Member, state json.RawMessage, changed bool, floor int64) (reply, error) {
-	sc, args := s.scripts.heartbeat, []any{m.Conn, m.Epoch, m.Rev, s.options.TTL.Milliseconds(), floor}
-	if changed {
-		sc = s.scripts.patch
-		args = append(args, []byte(state), keysOf(m.Room).events(), s.publish, literal(m.Room))
+	keys := scriptKeys(m.Room, m.Conn)
+	if !changed {
+		return s.run(ctx, s.scripts.heartbeat, keys, m.Conn, m.Epoch, m.Rev, s.options.TTL.Milliseconds())
 	}
-	return s.run(ctx, sc, scriptKeys(m.Room, m.Conn), args...)
+	return s.run(ctx, s.scripts.patch, keys, m.Conn, m.Epoch, m.Rev, s.options.TTL.Milliseconds(), floor,
+		[]byte(state), keysOf(m.Room).events(), s.publish, literal(m.Room))
 }
 
 // reconcile follows an answer that found m otherwise than its owner knows it: what is newer is taken over, what is
@@ -336,7 +333,7 @@ func (s *Service) remove(ctx context.Context, room string, how removal, list []i
 	if how.notAfter > 0 {
 		notAfter = strconv.FormatInt(how.notAfter, 10)
 	}
-	args := []any{string(how.reason), silent, notAfter, how.floor, emptyRoomTTL.Milliseconds(), keysOf(room).events(), s.publish, literal(room)}
+	args := []any{string(how.reason), silent, notAfter, how.floor, keysOf(room).events(), s.publish, literal(room)}
 	conns := make([]string, 0, len(list))
 	for _, i := range list {
 		epoch := ""
@@ -518,6 +515,7 @@ var luaFiles embed.FS
 // script is one Lua script in two forms: with the flags that Redis 7 checks, and without for older servers.
 type script struct {
 	name           string
+	index          string // the type of the outer index that it works on; "" = it works on a room
 	flagged, plain scriptText
 }
 
@@ -526,8 +524,8 @@ type scriptText struct {
 }
 
 type scripts struct {
-	join, heartbeat, patch, restore, remove, read, overdue     script
-	indexRoom, claimRooms, settleRooms, indexUser, unindexUser script
+	join, heartbeat, patch, restore, remove, read, overdue, mend          script
+	indexRoom, claimRooms, settleRooms, indexUser, unindexUser, mendIndex script
 }
 
 // allow-oom: what only reads, refreshes or removes must work on a Redis that has no memory left. Else the reaper culls
@@ -539,25 +537,27 @@ const (
 
 func loadScripts() scripts {
 	return scripts{
-		join:        loadScript(writes, "base", "room", "join"),
-		heartbeat:   loadScript(alwaysWorks, "base", "room", "heartbeat"),
-		patch:       loadScript(writes, "base", "room", "heartbeat"),
-		restore:     loadScript(writes, "base", "room", "restore"),
-		remove:      loadScript(alwaysWorks, "base", "room", "remove"),
-		read:        loadScript(alwaysWorks, "base", "room", "read"),
-		overdue:     loadScript(alwaysWorks, "base", "room", "overdue"),
-		indexRoom:   loadScript(writes, "base", "index_room"),
-		claimRooms:  loadScript(alwaysWorks, "base", "claim_rooms"),
-		settleRooms: loadScript(alwaysWorks, "base", "settle_rooms"),
-		indexUser:   loadScript(writes, "base", "index_user"),
-		unindexUser: loadScript(alwaysWorks, "base", "unindex_user"),
+		join:        loadScript(writes, "", "base", "room", "join"),
+		heartbeat:   loadScript(alwaysWorks, "", "heartbeat"),
+		patch:       loadScript(writes, "", "base", "room", "patch"),
+		restore:     loadScript(writes, "", "base", "room", "restore"),
+		remove:      loadScript(alwaysWorks, "", "base", "room", "remove"),
+		read:        loadScript(alwaysWorks, "", "base", "room", "read"),
+		overdue:     loadScript(alwaysWorks, "", "base", "room", "overdue"),
+		mend:        loadScript(alwaysWorks, "", "base", "room", "mend"),
+		indexRoom:   loadScript(writes, "zset", "base", "index_room"),
+		claimRooms:  loadScript(alwaysWorks, "zset", "base", "claim_rooms"),
+		settleRooms: loadScript(alwaysWorks, "zset", "settle_rooms"),
+		indexUser:   loadScript(writes, "hash", "index_user"),
+		unindexUser: loadScript(alwaysWorks, "hash", "unindex_user"),
+		mendIndex:   loadScript(alwaysWorks, "", "base", "mend_index"),
 	}
 }
 
 // loadScript joins files of lua/. They are part of the program, so a missing one is a mistake in this file.
-func loadScript(flags string, names ...string) script {
+func loadScript(flags, index string, files ...string) script {
 	var source strings.Builder
-	for _, name := range names {
+	for _, name := range files {
 		file, err := luaFiles.ReadFile("lua/" + name + ".lua")
 		if err != nil {
 			panic(err)
@@ -565,7 +565,8 @@ func loadScript(flags string, names ...string) script {
 		source.Write(file)
 	}
 	return script{
-		name:    names[len(names)-1],
+		name:    files[len(files)-1],
+		index:   index,
 		flagged: newScriptText(flags + "\n" + source.String()),
 		plain:   newScriptText(source.String()),
 	}
@@ -627,9 +628,33 @@ func (r reply) strange() *Error {
 	return unavailable(fmt.Errorf("unexpected answer of a script: %q", r.verdict()))
 }
 
-// run calls a script by its digest and sends its text only where the server says that it does not know it: then it
-// has not run. Whatever else fails may have run, and is not sent again.
+// run calls a script. Where a key is of another type, which stops a script before its first write, the key is mended and
+// the script called once more. Every failure is CodeUnavailable.
 func (s *Service) run(ctx context.Context, sc script, keys []string, args ...any) (reply, error) {
+	answer, err := s.call(ctx, sc, keys, args)
+	if err != nil && strings.Contains(err.Error(), "WRONGTYPE") {
+		if err = s.mend(ctx, sc, keys); err == nil {
+			answer, err = s.call(ctx, sc, keys, args)
+		}
+	}
+	if err != nil {
+		return nil, unavailable(fmt.Errorf("%s: %w", sc.name, err))
+	}
+	return answer, nil
+}
+
+func (s *Service) mend(ctx context.Context, sc script, keys []string) (err error) {
+	if sc.index != "" {
+		_, err = s.call(ctx, s.scripts.mendIndex, keys, []any{sc.index})
+		return err
+	}
+	_, err = s.call(ctx, s.scripts.mend, keys, nil)
+	return err
+}
+
+// call names a script by its digest and sends its text only where the server says that it does not know it: then it has not
+// run. Whatever else fails may have run, and is not sent again.
+func (s *Service) call(ctx context.Context, sc script, keys []string, args []any) (reply, error) {
 	flagged := !s.unflags.Load()
 	text := sc.plain
 	if flagged {
@@ -641,13 +666,13 @@ func (s *Service) run(ctx context.Context, sc script, keys []string, args ...any
 	}
 	if flagged && err != nil && strings.Contains(err.Error(), "ompil") {
 		s.unflags.Store(true)
-		return s.run(ctx, sc, keys, args...)
+		return s.call(ctx, sc, keys, args)
 	}
-	if err != nil && !errors.Is(err, redis.Nil) {
-		return nil, unavailable(fmt.Errorf("%s: %w", sc.name, err))
+	if errors.Is(err, redis.Nil) {
+		err = nil
 	}
 	list, _ := answer.([]any)
-	return list, nil
+	return list, err
 }
 
 // onceCluster is a client of a cluster that never sends a script again whose answer was lost. It follows redirections: a

@@ -442,13 +442,19 @@ func (r *room) settle() {
 	r.welcome()
 }
 
-// compare takes a revision of the room that a script returned. When it stays different from the replica's, messages were
-// lost and none came after them.
+// compare takes a revision of the room that a script returned. When the replica does not come to it, messages were lost
+// and none came after them; when the replica stays above it, the room's counter was.
 func (r *room) compare(rev int64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.returned = rev
-	had := r.replica.rev
+	r.doubtLater()
+}
+
+// doubtLater looks after a while at a difference between the replica and what was returned. In a busy room there is always
+// one, and only one that the replica has not overcome by then counts. r.mu is held.
+func (r *room) doubtLater() {
+	rev, had := r.returned, r.replica.rev
 	if rev == had || r.comparing {
 		return
 	}
@@ -457,8 +463,11 @@ func (r *room) compare(rev int64) {
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		r.comparing = false
-		if r.replica.rev < r.returned || r.replica.rev == had && r.returned != had {
+		switch {
+		case r.replica.rev < rev, r.replica.rev == had && r.returned != had:
 			r.reread()
+		case r.replica.rev < r.returned:
+			r.doubtLater()
 		}
 	})
 }

@@ -878,7 +878,7 @@ func TestARevisionThatStaysDifferentIsReadAnew_G3(t *testing.T) {
 				w.tell(c.then...)
 				pause(w.Context(), replicaPatience/2)
 				w.wantReads(1)
-				pause(w.Context(), replicaPatience)
+				pause(w.Context(), 2*replicaPatience)
 				w.wantReads(1 + c.reads)
 				r.compare(13)
 				pause(w.Context(), 2*replicaPatience)
@@ -886,6 +886,21 @@ func TestARevisionThatStaysDifferentIsReadAnew_G3(t *testing.T) {
 			})
 		})
 	}
+}
+
+// In a busy room the message of the last change is always on its way when a heartbeat returns its revision.
+func TestABusyRoomIsNotReadAnew(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.source.store(10)
+		r := w.room()
+		for rev := int64(11); rev < 60; rev++ {
+			r.compare(rev)
+			pause(w.Context(), replicaPatience/20)
+			w.tell(joined(rev-1, rev, "a"))
+		}
+		pause(w.Context(), 2*replicaPatience)
+		w.wantReads(1)
+	})
 }
 
 func TestALeftReceiverHearsNothingMore(t *testing.T) {

@@ -6,7 +6,6 @@
 
 local index, lease, limit = KEYS[1], tonumber(ARGV[1]), ARGV[2]
 
-ensure_type(index, 'zset')
 local now = now_ms()
 local due = redis.call('ZRANGEBYSCORE', index, '-inf', digits(now), 'WITHSCORES', 'LIMIT', 0, limit)
 local claim = string.format('%.1f', now + lease + 0.5)

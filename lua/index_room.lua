@@ -8,7 +8,6 @@
 
 local index, room, life = KEYS[1], ARGV[1], tonumber(ARGV[2])
 
-ensure_type(index, 'zset')
 local now = now_ms()
 local due = tonumber(redis.call('ZSCORE', index, room))
 if not due or due > now + life then

@@ -6,6 +6,5 @@
 
 local index, field, epoch, ttl = KEYS[1], ARGV[1], ARGV[2], ARGV[3]
 
-ensure_type(index, 'hash')
 redis.call('HSET', index, field, epoch)
 redis.call('PEXPIRE', index, ttl)

@@ -6,16 +6,14 @@
 
 local lookback, limit = tonumber(ARGV[1]), ARGV[2]
 
-return run(function()
-  local now = now_ms()
-  -- A heartbeat in the future, from before the clock fell back, counts as one of now.
-  for _, conn in ipairs(redis.call('ZRANGEBYSCORE', LAST_SEEN, '(' .. digits(now), '+inf')) do
-    redis.call('ZADD', LAST_SEEN, digits(now), conn)
-  end
-  local oldest = redis.call('ZRANGE', LAST_SEEN, 0, 0, 'WITHSCORES')
-  local answer = { digits(now), oldest[2] or '' }
-  for _, conn in ipairs(redis.call('ZRANGEBYSCORE', LAST_SEEN, '-inf', digits(now - lookback), 'LIMIT', 0, limit)) do
-    answer[#answer + 1] = conn
-  end
-  return answer
-end)
+local now = now_ms()
+-- A heartbeat in the future, from before the clock fell back, counts as one of now.
+for _, conn in ipairs(redis.call('ZRANGEBYSCORE', LAST_SEEN, '(' .. digits(now), '+inf')) do
+  redis.call('ZADD', LAST_SEEN, digits(now), conn)
+end
+local oldest = redis.call('ZRANGE', LAST_SEEN, 0, 0, 'WITHSCORES')
+local answer = { digits(now), oldest[2] or '' }
+for _, conn in ipairs(redis.call('ZRANGEBYSCORE', LAST_SEEN, '-inf', digits(now - lookback), 'LIMIT', 0, limit)) do
+  answer[#answer + 1] = conn
+end
+return answer

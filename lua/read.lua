@@ -3,10 +3,8 @@
 -- KEYS    as in room.lua
 -- RETURNS {revision, TIME in ms, number of users, conn_meta as pairs, last_seen as pairs}
 
-return run(function()
-  redis.call('SCARD', CONNS)
-  return {
-    digits(stored_revision()), digits(now_ms()), redis.call('HLEN', MEMBERS), redis.call('HGETALL', META),
-    redis.call('ZRANGE', LAST_SEEN, 0, -1, 'WITHSCORES'),
-  }
-end)
+redis.call('SCARD', CONNS)
+return {
+  digits(stored_revision()), digits(now_ms()), redis.call('HLEN', MEMBERS), redis.call('HGETALL', META),
+  redis.call('ZRANGE', LAST_SEEN, 0, -1, 'WITHSCORES'),
+}

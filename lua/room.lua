@@ -5,9 +5,12 @@
 -- A value of conn_meta:
 --   {"epoch":E,"rev":R,"node":"N","userLen":L,"userId":<literal of L bytes>,"state":<JSON>}
 -- The client's JSON is last and opaque: it is cut out and written back as bytes, never decoded.
+--
+-- Every script reads all its keys before its first write, so a key of another type stops it while nothing has changed.
+-- The caller then runs mend.lua and the script once more.
 
 local META, MEMBERS, LAST_SEEN, REV, CONNS = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-local EMPTY_ROOM_TTL = 3600000 -- ms
+local EMPTY_ROOM_TTL = 3600000 -- ms that the counter of an empty room is kept
 local META_PATTERN = '^{"epoch":(%d+),"rev":(%d+),"node":"([%w_-]*)","userLen":(%d+),"userId":()'
 
 -- The text behind a JSON literal in which only quote and backslash are escaped.
@@ -66,43 +69,4 @@ local function release_user(user)
   if left > 0 then return left end
   redis.call('HDEL', MEMBERS, user)
   return 0
-end
-
--- A key of another type is deleted. What it held is built anew from conn_meta.
-local function mend()
-  local kinds = { 'hash', 'hash', 'zset', 'string', 'set' }
-  for i = 1, #KEYS do ensure_type(KEYS[i], kinds[i] or 'hash') end
-  local now = now_ms()
-  local counter = now
-  local all = redis.call('HGETALL', META)
-  redis.call('DEL', MEMBERS, CONNS)
-  for i = 1, #all, 2 do
-    local m = parse_meta(all[i + 1])
-    if m then
-      redis.call('HINCRBY', MEMBERS, m.user, 1)
-      redis.call('SADD', CONNS, all[i])
-      redis.call('ZADD', LAST_SEEN, 'NX', digits(now), all[i])
-      counter = math.max(counter, tonumber(m.rev))
-    else
-      redis.call('HDEL', META, all[i])
-      redis.call('ZREM', LAST_SEEN, all[i])
-    end
-  end
-  for _, conn in ipairs(redis.call('ZRANGE', LAST_SEEN, 0, -1)) do
-    if redis.call('HEXISTS', META, conn) == 0 then redis.call('ZREM', LAST_SEEN, conn) end
-  end
-  -- A lost counter goes on at the clock, not below any member. In a room that has lost its members it is not kept for ever.
-  redis.call('SET', REV, digits(counter), 'NX')
-  if redis.call('HLEN', META) == 0 then redis.call('PEXPIRE', REV, EMPTY_ROOM_TTL) end
-end
-
--- Runs a script's body. Every body reads all its keys before its first write, so a key of another type stops it
--- while nothing has changed; it is mended, and the body runs again.
-local function run(body)
-  local done, answer = pcall(body)
-  if done then return answer end
-  local reason = type(answer) == 'table' and answer.err or tostring(answer)
-  if not string.find(reason, 'WRONGTYPE', 1, true) then error(answer) end
-  mend()
-  return body()
 end

@@ -6,7 +6,6 @@
 
 local index, claim = KEYS[1], tonumber(ARGV[1])
 
-ensure_type(index, 'zset')
 for i = 2, #ARGV, 2 do
   local room, next_score = ARGV[i], ARGV[i + 1]
   if tonumber(redis.call('ZSCORE', index, room)) == claim then

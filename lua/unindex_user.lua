@@ -6,6 +6,5 @@
 
 local index, field, epoch = KEYS[1], ARGV[1], tonumber(ARGV[2])
 
-ensure_type(index, 'hash')
 local stored = tonumber(redis.call('HGET', index, field))
 if stored and stored <= epoch then redis.call('HDEL', index, field) end
