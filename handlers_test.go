@@ -35,7 +35,7 @@ func startNodeOn(t testing.TB, rdb redis.UniversalClient, settings ...string) *n
 	if err != nil {
 		t.Fatal(err)
 	}
-	n := &node{log: testLogger(t), serving: make(chan struct{}), listener: listener, redis: rdb}
+	n := &node{log: testLogger(t), serving: make(chan struct{}), listener: listener, redis: rdb, scripts: rdb}
 	n.wire(config)
 	go n.serve()
 	t.Cleanup(n.stop)

@@ -89,6 +89,7 @@ type node struct {
 	log      *slog.Logger
 	embedded *embeddedRedis // nil if Redis is a server of its own
 	redis    redis.UniversalClient
+	scripts  redis.UniversalClient // redis as the service uses it
 	service  *Service
 	hub      *hub
 	bridge   *bridge
@@ -113,6 +114,7 @@ func startNode(config Config, log *slog.Logger) (*node, error) {
 	if err := n.openRedis(ctx, config); err != nil {
 		return nil, errors.Join(err, n.listener.Close())
 	}
+	n.scripts = newPipelines(n.redis)
 	n.wire(config)
 	go n.serve()
 	return n, nil
@@ -149,7 +151,7 @@ func (n *node) openRedis(ctx context.Context, config Config) (err error) {
 // wire makes the parts know each other, from Redis to the sockets.
 func (n *node) wire(config Config) {
 	id := rand.Text()
-	n.service = NewService(n.redis, Options{
+	n.service = NewService(n.scripts, Options{
 		TTL:            config.TTL,
 		Lookback:       config.ReaperLookback,
 		ReaperInterval: config.ReaperInterval,
@@ -204,7 +206,7 @@ func (n *node) stop() {
 	n.bridge.close()
 	n.hub.close()
 	n.service.Stop()
-	if err := n.redis.Close(); err != nil {
+	if err := n.scripts.Close(); err != nil {
 		n.log.Warn("closing the connections to Redis", "error", err)
 	}
 	if n.embedded != nil {

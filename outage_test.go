@@ -381,3 +381,25 @@ func TestAStoppedRedis(t *testing.T) {
 	})
 	assertAgree(t, n.service, room)
 }
+
+// TestRequestsInARowAreAllAnsweredInTime sends many requests on one socket while Redis hangs.
+func TestRequestsInARowAreAllAnsweredInTime(t *testing.T) {
+	server := spawnRedis(t)
+	n := startNodeFor(t, backend{url: server.url})
+	u := n.member(t, uniqueRoom(t), "ann", "{}")
+	server.signal(syscall.SIGSTOP)
+	defer server.signal(syscall.SIGCONT)
+	start := time.Now()
+	var asked []string
+	for range 20 {
+		asked = append(asked, u.ask(eventHeartbeat, `{}`))
+	}
+	for i, id := range asked {
+		if ack := u.answer(id); ack.Code != string(CodeUnavailable) || !ack.Retryable {
+			t.Fatalf("request %d is answered with %s", i, ack.text)
+		}
+		if took := time.Since(start); took > answerWithin+late {
+			t.Fatalf("request %d was answered after %v", i, took)
+		}
+	}
+}

@@ -690,6 +690,13 @@ func (c onceCluster) Eval(ctx context.Context, source string, keys []string, arg
 }
 
 func (c onceCluster) once(ctx context.Context, command, script string, keys []string, args []any) *redis.Cmd {
+	cmd := scriptCmd(ctx, command, script, keys, args)
+	_ = c.Process(ctx, onceCmd{cmd}) // which leaves the error in cmd
+	return cmd
+}
+
+// scriptCmd is an EVAL or EVALSHA.
+func scriptCmd(ctx context.Context, command, script string, keys []string, args []any) *redis.Cmd {
 	words := make([]any, 0, 3+len(keys)+len(args))
 	words = append(words, command, script, len(keys))
 	for _, key := range keys {
@@ -697,7 +704,6 @@ func (c onceCluster) once(ctx context.Context, command, script string, keys []st
 	}
 	cmd := redis.NewCmd(ctx, append(words, args...)...)
 	cmd.SetFirstKeyPos(3)
-	_ = c.Process(ctx, onceCmd{cmd}) // which leaves the error in cmd
 	return cmd
 }
 
