@@ -23,7 +23,7 @@ const (
 )
 
 // errOwes is what calls to a master get that owes the answer to an earlier one.
-var errOwes = errors.New("Redis owes the answer to an earlier call")
+var errOwes = errors.New("an earlier call to Redis has no answer yet")
 
 // pipelines is a Redis client whose scripts share round trips: what waits for one master goes out together, what comes
 // alone goes at once. A call that may have reached Redis is never sent again. While a master owes an answer, calls to it
