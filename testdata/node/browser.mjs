@@ -1,0 +1,67 @@
+// Clients in pages of a real browser, told what to do as in client.mjs.
+//
+//   node browser.mjs <path of Chromium>
+//
+// Each page has an origin of its own server, so the browser's rules for other origins hold.
+import { createServer } from 'node:http';
+import { readFileSync } from 'node:fs';
+import { createInterface } from 'node:readline';
+import { chromium } from 'playwright-core';
+
+const tell = (...what) => process.stdout.write(`${JSON.stringify(what)}\n`);
+
+const bundle = readFileSync(new URL('node_modules/socket.io-client/dist/socket.io.min.js', import.meta.url));
+const site = createServer(({ url }, answer) => {
+  const script = url === '/socket.io.min.js';
+  answer.setHeader('content-type', script ? 'text/javascript' : 'text/html');
+  answer.end(script ? bundle : '<!doctype html><title>client</title><script src="/socket.io.min.js"></script>');
+});
+await new Promise((listening) => site.listen(0, '127.0.0.1', listening));
+const address = `http://127.0.0.1:${site.address().port}/`;
+
+const args = ['--disable-gpu', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync', '--disable-quic'];
+const browser = await chromium.launch({ executablePath: process.argv[2], headless: true, chromiumSandbox: false, args });
+const pages = {};
+
+/** Runs in the page. */
+function openInPage({ client, url, options, join }) {
+  const socket = (window.socket = io(url, { forceNew: true, ...options }));
+  socket.io.on('open', () => socket.io.engine.on('upgrade', ({ name }) => tell(client, 'upgrade', name)));
+  socket.on('connect', () => {
+    tell(client, 'connect', socket.id);
+    socket.emit('presence:join', join, (ack) => tell(client, 'joined', ack));
+  });
+  socket.on('connect_error', ({ message }) => tell(client, 'connect_error', message));
+  socket.on('disconnect', (reason) => tell(client, 'disconnect', reason));
+  socket.on('presence:event', (event) => tell(client, 'event', event));
+}
+
+const commands = {
+  async open(command) {
+    const page = (pages[command.client] = await browser.newPage());
+    await page.exposeFunction('tell', tell);
+    await page.goto(address);
+    await page.evaluate(openInPage, command);
+  },
+  async emit({ client, event, payload }) {
+    await pages[client].evaluate(([client, event, payload]) => window.socket.emit(event, payload, (ack) => tell(client, 'ack', ack)), [client, event, payload]);
+  },
+  async reload({ client }) {
+    await pages[client].reload();
+    tell(client, 'reloaded');
+  },
+  async close({ client }) {
+    await pages[client].close();
+    tell(client, 'closed');
+  },
+  async quit() {
+    await browser.close();
+    process.exit();
+  },
+};
+
+for await (const line of createInterface({ input: process.stdin })) {
+  const command = JSON.parse(line);
+  await commands[command.do](command);
+}
+await commands.quit();
