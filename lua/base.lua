@@ -1,8 +1,10 @@
 -- Shared by all scripts.
 
--- Whole numbers beyond 2^31 would print as 1.8e+12.
+-- A whole number in full: by itself 2^41 would print as 2.1990232555e+12. In two halves, because %d may have 32 bits and
+-- %.0f is slow.
 local function digits(n)
-  return string.format('%.0f', n)
+  if n < 1e9 then return string.format('%d', n) end
+  return string.format('%d%09d', math.floor(n / 1e9), n % 1e9)
 end
 
 local function now_ms()

@@ -13,28 +13,32 @@ local room = { channel = ARGV[10], publish = ARGV[11], id = ARGV[12], literal = 
 local hash = KEYS[6]
 
 local old = parse_meta(redis.call('HGET', META, conn))
-local user_conns = tonumber(redis.call('HGET', MEMBERS, user)) or 0
-local prev = stored_revision()
-redis.call('ZSCORE', LAST_SEEN, conn)
-redis.call('SISMEMBER', CONNS, conn)
-redis.call('HGET', hash, 'epoch')
 if (old and old.epoch or '') ~= replaces then return { 'epoch', old and old.epoch or '' } end
 if not old and limit > 0 and redis.call('HLEN', META) >= limit then return { 'full' } end
 
+local prev = stored_revision()
 local now = now_ms()
 local rev = next_revision(prev, floor, now)
 local moved = old and old.user ~= user
 local leave_rev = rev
 if moved then rev = rev + 1 end
 local epoch = digits(rev)
-write_conn(hash, conn, room.id, { epoch = epoch, rev = epoch, node = node, literal = literal, user = user, state = state }, now, ttl)
+local mine = { epoch = epoch, rev = epoch, node = node, literal = literal, user = user, state = state }
+write_conn(hash, conn, room.id, mine, now, ttl)
+local left_conns = moved and release_user(old.user)
+local user_conns
+if moved or not old then
+  user_conns = redis.call('HINCRBY', MEMBERS, user, 1)
+else
+  user_conns = redis.call('HGET', MEMBERS, user)
+end
 redis.call('SET', REV, epoch)
+redis.call('HSET', META, conn, meta_value(mine))
 if moved then
-  publish(room, { prev = prev, rev = leave_rev, ts = now, epoch = old.epoch, user_conns = release_user(old.user), type = 'leave',
+  publish(room, { prev = prev, rev = leave_rev, ts = now, epoch = old.epoch, user_conns = left_conns, type = 'leave',
     conn = conn, literal = old.literal, reason = 'replaced' })
   prev = leave_rev
 end
-if moved or not old then user_conns = redis.call('HINCRBY', MEMBERS, user, 1) end
 publish(room, { prev = prev, rev = rev, ts = now, epoch = epoch, user_conns = user_conns, type = 'join', conn = conn,
   literal = literal, state = state })
 return { 'ok', epoch }

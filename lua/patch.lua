@@ -16,18 +16,20 @@ if stored[2] ~= own_rev then return { 'rev', stored[2], redis.call('HGET', hash,
 
 local m = parse_meta(redis.call('HGET', META, conn))
 local user_conns = m and redis.call('HGET', MEMBERS, m.user)
-local known = redis.call('ZSCORE', LAST_SEEN, conn) and redis.call('SISMEMBER', CONNS, conn) == 1
-local prev = stored_revision()
-if not user_conns or not known then return { 'missing' } end
+if not user_conns then return { 'missing' } end
 
+local prev = stored_revision()
 local now = now_ms()
+-- It changes nothing where the connection is missing, and where it was heard of in this very millisecond.
+if redis.call('ZADD', LAST_SEEN, 'XX', 'CH', digits(now), conn) == 0 and not redis.call('ZSCORE', LAST_SEEN, conn) then
+  return { 'missing' }
+end
 local rev = next_revision(prev, floor, now)
 m.rev, m.state = digits(rev), state
 redis.call('HSET', hash, 'state', state, 'rev', m.rev, 'last_seen_ms', digits(now))
 redis.call('PEXPIRE', hash, ttl)
-redis.call('HSET', META, conn, meta_value(m))
-redis.call('ZADD', LAST_SEEN, digits(now), conn)
 redis.call('SET', REV, m.rev)
+redis.call('HSET', META, conn, meta_value(m))
 publish(room, { prev = prev, rev = rev, ts = now, epoch = epoch, user_conns = user_conns, type = 'update', conn = conn,
   literal = m.literal, state = state })
 return { 'ok', m.rev, m.rev }

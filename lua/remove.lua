@@ -15,7 +15,6 @@ local function silent(conn, now)
 end
 
 local function forget(conn, hash)
-  redis.call('HDEL', META, conn)
   redis.call('SREM', CONNS, conn)
   redis.call('ZREM', LAST_SEEN, conn)
   redis.call('DEL', hash)
@@ -24,9 +23,6 @@ end
 local now = now_ms()
 if not_after and now > not_after then return { 'late' } end
 local prev = stored_revision()
-redis.call('HLEN', MEMBERS)
-redis.call('SCARD', CONNS)
-redis.call('ZCARD', LAST_SEEN)
 local removed = { digits(prev) }
 for i = FIRST, #ARGV, 2 do
   local conn, newest, hash = ARGV[i], tonumber(ARGV[i + 1]), KEYS[6 + (i - FIRST) / 2]
@@ -35,10 +31,14 @@ for i = FIRST, #ARGV, 2 do
     forget(conn, hash)
     if m then
       local rev = next_revision(prev, floor, now)
-      publish(room, { prev = prev, rev = rev, ts = now, epoch = m.epoch, user_conns = release_user(m.user), type = 'leave',
+      local user_conns = release_user(m.user)
+      redis.call('HDEL', META, conn)
+      publish(room, { prev = prev, rev = rev, ts = now, epoch = m.epoch, user_conns = user_conns, type = 'leave',
         conn = conn, literal = m.literal, reason = reason })
       prev = rev
       for _, value in ipairs({ conn, m.user, m.epoch }) do removed[#removed + 1] = value end
+    else
+      redis.call('HDEL', META, conn) -- it may be something that is not ours
     end
   end
 end

@@ -17,7 +17,6 @@ local old = parse_meta(redis.call('HGET', META, conn))
 local user_conns = tonumber(redis.call('HGET', MEMBERS, mine.user)) or 0
 local known = redis.call('SISMEMBER', CONNS, conn) == 1 and redis.call('ZSCORE', LAST_SEEN, conn)
 local prev = stored_revision()
-redis.call('HGET', hash, 'epoch')
 if guest and not old then return { 'missing' } end
 if old and tonumber(old.epoch) > tonumber(mine.epoch) then return { 'epoch', old.epoch } end
 local same = old and old.epoch == mine.epoch
@@ -34,9 +33,10 @@ end
 local rev = next_revision(prev, floor, now)
 mine.rev = digits(rev)
 write_conn(hash, conn, room.id, mine, seen, life)
-redis.call('SET', REV, mine.rev)
 if old and old.user ~= mine.user then release_user(old.user) end
 if not old or old.user ~= mine.user or user_conns == 0 then user_conns = redis.call('HINCRBY', MEMBERS, mine.user, 1) end
+redis.call('SET', REV, mine.rev)
+redis.call('HSET', META, conn, meta_value(mine))
 publish(room, { prev = prev, rev = rev, ts = now, epoch = mine.epoch, user_conns = user_conns, type = same and 'update' or 'join',
   conn = conn, literal = mine.literal, state = mine.state })
 return { 'ok', mine.rev, mine.rev }

@@ -6,8 +6,9 @@
 --   {"epoch":E,"rev":R,"node":"N","userLen":L,"userId":<literal of L bytes>,"state":<JSON>}
 -- The client's JSON is last and opaque: it is cut out and written back as bytes, never decoded.
 --
--- Every script reads all its keys before its first write, so a key of another type stops it while nothing has changed.
--- The caller then runs mend.lua and the script once more.
+-- Scripts check first and write then: the hash, the indices, and conn_meta last. A key of another type so stops a script
+-- before conn_meta has changed and before anything is published. The caller then runs mend.lua, which builds the indices
+-- anew from conn_meta, and the script once more.
 
 local META, MEMBERS, LAST_SEEN, REV, CONNS = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local EMPTY_ROOM_TTL = 3600000 -- ms that the counter of an empty room is kept
@@ -53,12 +54,12 @@ local function next_revision(prev, floor, now)
   return math.max(prev + 1, floor + 1, now)
 end
 
--- Writes the connection's hash first: where Redis refuses a write for want of memory, nothing has changed yet.
+-- Writes all of a connection but its user's count and conn_meta. The hash is first: where Redis refuses a write for want of
+-- memory, nothing has changed yet.
 local function write_conn(hash, conn, room_id, m, seen, ttl)
   redis.call('HSET', hash, 'conn_id', conn, 'user_id', m.user, 'room_id', room_id,
     'last_seen_ms', digits(seen), 'epoch', m.epoch, 'rev', m.rev, 'node', m.node, 'state', m.state)
   redis.call('PEXPIRE', hash, ttl)
-  redis.call('HSET', META, conn, meta_value(m))
   redis.call('SADD', CONNS, conn)
   redis.call('ZADD', LAST_SEEN, digits(seen), conn)
 end
