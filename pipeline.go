@@ -15,7 +15,7 @@ const (
 	pipelineBatch   = 64
 	pipelineWorkers = 3
 
-	// A call that waited for so long when its caller gave up shows that Redis owes an answer.
+	// A call that failed after so long shows that Redis owes an answer.
 	pipelineDoubt = time.Second
 
 	// The least time between two looks at the layout of a cluster.
@@ -149,12 +149,19 @@ func (l *pipeline) process(ctx context.Context, cmd redis.Cmder) error {
 	if l.owes.Load() {
 		return errOwes
 	}
-	c := &pipelinedCall{cmd: cmd, done: make(chan struct{})}
 	began := time.Now()
+	err := l.await(ctx, cmd)
+	if err != nil && time.Since(began) >= pipelineDoubt && !l.owes.Swap(true) {
+		l.work.Go(l.probe)
+	}
+	return err
+}
+
+func (l *pipeline) await(ctx context.Context, cmd redis.Cmder) error {
+	c := &pipelinedCall{cmd: cmd, done: make(chan struct{})}
 	select {
 	case l.calls <- c:
 	case <-ctx.Done():
-		l.doubt(began)
 		return ctx.Err()
 	}
 	select {
@@ -162,15 +169,7 @@ func (l *pipeline) process(ctx context.Context, cmd redis.Cmder) error {
 		return cmd.Err()
 	case <-ctx.Done():
 		c.taken.Store(true) // a worker that comes to it later leaves it
-		l.doubt(began)
 		return ctx.Err()
-	}
-}
-
-// doubt has the master probed if a call has waited for long enough.
-func (l *pipeline) doubt(began time.Time) {
-	if time.Since(began) >= pipelineDoubt && !l.owes.Swap(true) {
-		l.work.Go(l.probe)
 	}
 }
 

@@ -112,9 +112,8 @@ func TestCallsToAHungRedisDoNotPileUp(t *testing.T) {
 	s, room := startService(t, p, Options{}), uniqueRoom(t)
 	m := mustJoin(t, s, room, "ann", "a", "{}")
 	server.signal(syscall.SIGSTOP)
-	ctx, cancel := context.WithTimeout(t.Context(), pipelineDoubt)
-	defer cancel()
-	if _, _, err := s.heartbeat(ctx, &m, nil, 0); !isUnavailable(err) {
+	// Not by its context: the client of Redis has a timeout of its own, which may come first.
+	if _, _, err := s.heartbeat(t.Context(), &m, nil, 0); !isUnavailable(err) {
 		t.Fatalf("the error is %v", err)
 	}
 	began := time.Now()
