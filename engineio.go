@@ -12,6 +12,8 @@ import (
 	"maps"
 	"math"
 	"net/http"
+	"net/url"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -21,6 +23,12 @@ import (
 	"unicode/utf8"
 
 	"github.com/gobwas/ws"
+	"github.com/zishang520/socket.io/parsers/engine/v3/packet"
+	"github.com/zishang520/socket.io/parsers/engine/v3/parser"
+	"github.com/zishang520/socket.io/servers/engine/v3"
+	"github.com/zishang520/socket.io/servers/engine/v3/config"
+	"github.com/zishang520/socket.io/servers/engine/v3/transports"
+	"github.com/zishang520/socket.io/v3/pkg/types"
 )
 
 // Types of Engine.IO packets, and what separates them in a polling payload.
@@ -55,11 +63,15 @@ type socketOptions struct {
 	Admit func(r *http.Request) (release func(), status int)
 }
 
-// sockets are the Engine.IO connections of this node, and the HTTP handler where they begin.
+// sockets are the Engine.IO connections of this node, and the HTTP handler where they begin. A WebSocket that is opened at
+// once is served here alone. Polling, and the upgrade from it, go through the library's engine, which sees neither an HTTP
+// request nor a WebSocket that was not checked here.
 type sockets struct {
 	socketOptions
-	app  app
-	ping frame
+	app     app
+	engine  engine.Server
+	request *http.Request // what the engine sees of every one
+	ping    frame
 
 	mu       sync.Mutex
 	clients  map[*client]struct{}
@@ -69,9 +81,14 @@ type sockets struct {
 }
 
 func newSockets(o socketOptions, a app) *sockets {
+	opts := config.DefaultServerOptions()
+	opts.SetPingInterval(0) // see polled.open
+	opts.SetUpgradeTimeout(0)
 	return &sockets{
 		socketOptions: o,
 		app:           a,
+		engine:        engine.NewServer(opts),
+		request:       &http.Request{Method: http.MethodGet, URL: &url.URL{RawQuery: "EIO=4&transport=polling"}},
 		ping:          textFrame(packetPing),
 		clients:       map[*client]struct{}{},
 		polled:        map[string]*polled{},
@@ -386,107 +403,136 @@ func takePacket(c *client, h *heartbeat, p []byte) error {
 	return errEngine
 }
 
-// polled is a connection that began with polling, and perhaps went on with a WebSocket.
+// polled is a connection that began with polling, and perhaps went on with a WebSocket. The library's engine holds what
+// waits for a poll, answers polls, and makes the WebSocket its transport. What the client sends does not pass through it,
+// and after the upgrade nothing does.
 type polled struct {
 	sockets *sockets
 	client  *client
+	engine  engine.Socket
 	heart   *heartbeat
 	sid     string
 	release func()
-	end     sync.Once
 
 	polling, posting, upgrading atomic.Bool // there is such a request
 
-	wake chan struct{} // the open poll has to look again
-
-	mu       sync.Mutex // order of what is sent; the outbox's comes after it
-	waiting  []frame    // for a poll
-	unsent   int        // bytes of those that wait, or are in an answer on its way
-	final    bool       // closes when unsent is 0
-	over     bool       // closed
-	probing  bool       // polls are not to stay open: the client waits for their end before it upgrades
-	upgraded bool
-	socket   *webSocket // beside polling, or instead of it
+	mu      sync.Mutex // around every use of the engine; its locks and that of the outbox come after it
+	unsent  int        // bytes of messages that wait in the engine, or are in an answer on its way
+	final   bool       // closes when unsent is 0
+	probing bool       // polls are not to stay open: the client waits for their end before it upgrades
+	socket  *webSocket // beside polling, or instead of it
 }
 
 // beginPolling reports whether there is a new connection, which then calls release at its end.
 func (s *sockets) beginPolling(w http.ResponseWriter, r *http.Request, release func()) bool {
-	p := &polled{sockets: s, sid: newID(), release: release, wake: make(chan struct{}, 1)}
+	p := &polled{sockets: s, engine: engine.MakeSocket(), sid: newID(), release: release}
 	p.client = s.newClient(r, p)
-	p.heart = s.newHeartbeat(p.ping, p.client.close)
-	if !s.enter(p.client, p) {
-		p.heart.stop()
+	p.mu.Lock() // who closes it from now on waits until it is open
+	entered := s.enter(p.client, p)
+	if entered {
+		p.heart = s.newHeartbeat(p.ping, p.client.close)
+		p.open()
+	}
+	p.mu.Unlock()
+	if !entered {
 		refuseWith(http.StatusServiceUnavailable, 3, http.StatusText(http.StatusServiceUnavailable)).write(w)
 		return false
 	}
 	p.client.begin(s.ConnectTimeout)
-	p.deliver(w, append([]byte{packetOpen}, s.open(p.sid, `"websocket"`)...), 0)
+	p.deliver(w, append([]byte{packetOpen}, s.open(p.sid, `"websocket"`)...)) // the engine's own knows nothing of our pings
 	return true
 }
 
-// finished tells the application that the connection is over. It returns at once, because the caller may be the
-// application itself, in an event.
-func (p *polled) finished(cause error) {
-	p.end.Do(func() {
-		p.heart.stop()
-		s := p.sockets
-		s.mu.Lock()
-		delete(s.polled, p.sid)
-		s.mu.Unlock()
-		go func() {
-			defer s.running.Done()
-			s.leave(p.client, cause, p.release)
-		}()
+// open opens the session in the engine, as the engine's Handshake does, but listens to it before anything can happen.
+//
+// The engine's timers must not be stopped: that is a send to a goroutine which waits for ever, and keeps the session, if
+// it only now begins to wait. So they are set to run out at once, and their goroutines end in code of ours, which is waited
+// for: here the one that pings, in wsTransport that of the upgrade. Pings are ours, for the engine also closes clients
+// whose pong comes before it has set the time for it.
+func (p *polled) open() {
+	pinged := make(chan struct{})
+	_ = p.engine.On("packetCreate", func(args ...any) {
+		switch created, _ := args[0].(*packet.Packet); {
+		case created.Type == packet.PING:
+			close(pinged)
+			runtime.Goexit()
+		case created.Data == nil:
+			created.Type = packet.PING // see ping
+		}
 	})
+	_ = p.engine.Once("close", p.ended)
+	_, hc := p.sockets.newPoll()
+	t := transports.NewPolling(hc)
+	t.OnRequest(hc)
+	p.engine.Construct(p.sid, p.sockets.engine, t, hc, engine.Protocol)
+	<-pinged
+	awaitAnswer(hc)
 }
 
-func (p *polled) onPolling() bool {
+// ended is the engine's "close": it tells the application that the connection is over. It returns at once, because the
+// caller may be the application itself, in an event.
+func (p *polled) ended(why ...any) {
+	p.heart.stop()
+	s := p.sockets
+	s.mu.Lock()
+	delete(s.polled, p.sid)
+	s.mu.Unlock()
+	go func() {
+		defer s.running.Done()
+		s.leave(p.client, fmt.Errorf("engine: %v", why), p.release)
+	}()
+}
+
+// isOpen tells whether nobody has closed the session. Call it under mu.
+func (p *polled) isOpen() bool { return p.engine.ReadyState() == "open" }
+
+// onPolling tells whether the session has not been upgraded. Between this and the next step it may be, unless mu is held.
+func (p *polled) onPolling() bool { return !p.engine.Upgraded() }
+
+// ping has the engine write a packet without data, which no message is and which becomes a ping: it has no method for that.
+func (p *polled) ping() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return !p.upgraded
-}
-
-func (p *polled) ping() {
-	if p.queue(p.sockets.ping) {
-		p.flush()
+	if p.onPolling() {
+		p.engine.Write(nil, nil, nil)
+	} else {
+		p.socket.send(p.sockets.ping)
 	}
 }
 
-// queue keeps f until a poll comes. A client that has let more than the limit pile up is closed.
+// queue has the engine keep f until a poll comes. A client that has let more than the limit pile up is closed.
 func (p *polled) queue(f frame) bool {
 	p.mu.Lock()
-	limit, n := p.sockets.MaxUnsentBytes, len(f.packet())
-	tooSlow := false
-	switch {
-	case p.upgraded:
+	if !p.onPolling() {
 		p.mu.Unlock()
 		return p.socket.queue(f)
-	case p.over:
-	case limit > 0 && p.unsent > 0 && p.unsent+n > limit:
-		tooSlow = true
-	default:
-		p.waiting = append(p.waiting, f)
-		p.unsent += n
-		p.awake()
 	}
+	fits := p.hold(f.packet())
 	p.mu.Unlock()
-	if tooSlow {
+	if !fits {
 		p.sockets.Logger.Debug("closing a connection", "conn", p.client.id, "cause", errTooSlow)
 		p.client.close()
 	}
 	return false
 }
 
-func (p *polled) awake() {
-	select {
-	case p.wake <- struct{}{}:
-	default: // it has not looked yet
+// hold is queue under mu, before an upgrade. It reports whether the message is within the limit.
+func (p *polled) hold(message []byte) bool {
+	limit := p.sockets.MaxUnsentBytes
+	if limit > 0 && p.unsent > 0 && p.unsent+len(message) > limit {
+		return false
 	}
+	p.unsent += len(message)
+	p.engine.Write(types.NewStringBuffer(message[1:]), nil, nil)
+	return true
 }
 
 // flush is for frames that were queued after an upgrade.
 func (p *polled) flush() {
-	if !p.onPolling() {
+	p.mu.Lock()
+	polling := p.onPolling()
+	p.mu.Unlock()
+	if !polling {
 		p.socket.flush()
 	}
 }
@@ -495,10 +541,10 @@ func (p *polled) flush() {
 func (p *polled) finish(why closeError) {
 	p.mu.Lock()
 	p.final = true
-	upgraded, waiting := p.upgraded, p.unsent > 0
+	polling, waiting := p.onPolling(), p.unsent > 0
 	p.mu.Unlock()
 	switch {
-	case upgraded:
+	case !polling:
 		p.socket.finish(why)
 	case waiting:
 		time.AfterFunc(p.sockets.WriteTimeout, func() { p.shut(why) })
@@ -509,17 +555,43 @@ func (p *polled) finish(why closeError) {
 
 func (p *polled) shut(why closeError) {
 	p.mu.Lock()
-	p.over = true
-	p.awake()
-	upgraded, socket := p.upgraded, p.socket
-	p.mu.Unlock()
-	if socket != nil {
-		socket.shut(why)
+	defer p.mu.Unlock()
+	if p.onPolling() {
+		p.answerPoll(packet.CLOSE) // the engine only tries to: it closes its queue before
+		p.engine.Close(true)
 	}
-	if !upgraded { // else its reader does it, in order
-		p.finished(why)
+	if p.socket != nil {
+		p.socket.shut(why) // its reader tells the engine, in order
 	}
 }
+
+// answerPoll has the engine answer the poll that is open, if there is one, with an empty packet. Call it under mu, before
+// an upgrade.
+func (p *polled) answerPoll(kind packet.Type) {
+	if t := p.engine.Transport(); t.Writable() {
+		t.Send([]*packet.Packet{{Type: kind}})
+	}
+}
+
+// newPoll is a poll for the engine, which answers it on a goroutine of its own and keeps the first one as long as the
+// session: it shall not hold a request of the HTTP server.
+func (s *sockets) newPoll() (*pollAnswer, *types.HttpContext) {
+	answer := &pollAnswer{}
+	return answer, types.NewHttpContext(answer, s.request)
+}
+
+// awaitAnswer returns when the engine has answered a poll and does not touch it any more: its clean-up, which comes after
+// the answer, would otherwise take the next poll away.
+func awaitAnswer(hc *types.HttpContext) {
+	<-hc.Done()
+	hc.Flush() // does nothing, but not before the clean-up
+}
+
+// pollAnswer is the body of the engine's answer to a poll. It may be read after awaitAnswer.
+type pollAnswer struct{ bytes.Buffer }
+
+func (*pollAnswer) Header() http.Header { return http.Header{} } // deliver knows it
+func (*pollAnswer) WriteHeader(int)     {}                       // of what the engine is given, everything is well
 
 // poll answers a GET when there is something to send, or when nothing will come any more.
 func (p *polled) poll(w http.ResponseWriter, r *http.Request) {
@@ -528,63 +600,52 @@ func (p *polled) poll(w http.ResponseWriter, r *http.Request) {
 		badRequest().write(w)
 		return
 	}
-	payload, n := p.await(r.Context())
+	stop := context.AfterFunc(r.Context(), p.client.close) // a client that gives up a poll gives up the session
+	body := p.await()
+	stop()
 	p.polling.Store(false) // the next one may come as soon as this one is answered
-	p.deliver(w, payload, n)
+	p.deliver(w, body)
 }
 
-// await returns a payload for a poll, and the bytes of the packets in it.
-func (p *polled) await(ctx context.Context) ([]byte, int) {
-	for {
-		if payload, n := p.take(); len(payload) > 0 {
-			return payload, n
-		}
-		select {
-		case <-p.wake:
-		case <-ctx.Done(): // the client gave up a poll, which means the session
-			p.client.close()
-			return nil, 0
-		}
-	}
-}
-
-// take empties the queue into a payload.
-func (p *polled) take() (payload []byte, n int) {
+// await returns the engine's answer to a poll.
+func (p *polled) await() []byte {
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	for _, f := range p.waiting {
-		if n > 0 {
-			payload = append(payload, separator)
-		}
-		payload = append(payload, f.packet()...)
-		n += len(f.packet())
-	}
-	p.waiting = nil
 	switch {
-	case p.over && n > 0:
-		payload = append(payload, separator, packetClose)
-	case p.over:
-		payload = []byte{packetClose}
-	case n == 0 && (p.probing || p.upgraded):
-		payload = []byte{packetNoop}
+	case !p.isOpen():
+		p.mu.Unlock()
+		return []byte{packetClose}
+	case !p.onPolling():
+		p.mu.Unlock()
+		return []byte{packetNoop}
 	}
-	return payload, n
+	answer, hc := p.sockets.newPoll()
+	p.engine.Transport().OnRequest(hc)
+	if p.probing {
+		p.answerPoll(packet.NOOP)
+	}
+	p.mu.Unlock()
+	awaitAnswer(hc) // which comes, at the latest when the session is closed or upgraded
+	return answer.Bytes()
 }
 
-// deliver answers a poll with a payload, of which n bytes count as unsent until then. A client that does not take it within
-// the timeout is closed.
-func (p *polled) deliver(w http.ResponseWriter, payload []byte, n int) {
+// deliver answers a poll. The messages in the body count as unsent until then. A client that does not take it within the
+// timeout is closed.
+func (p *polled) deliver(w http.ResponseWriter, body []byte) {
 	control := http.NewResponseController(w)
 	_ = control.SetWriteDeadline(time.Now().Add(p.sockets.WriteTimeout))
 	w.Header().Set("Content-Type", "text/plain; charset=UTF-8")
-	w.Header().Set("Content-Length", strconv.Itoa(len(payload)))
+	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
 	w.Header().Set("Cache-Control", "no-store")
-	_, err := w.Write(payload)
+	_, err := w.Write(body)
 	if err == nil {
 		err = control.Flush()
 	}
 	p.mu.Lock()
-	p.unsent -= n
+	for message := range bytes.SplitSeq(body, []byte{separator}) {
+		if bytes.HasPrefix(message, []byte{packetMessage}) {
+			p.unsent -= len(message)
+		}
+	}
 	done := err != nil || p.final && p.unsent == 0
 	p.mu.Unlock()
 	if done {
@@ -663,9 +724,9 @@ func (p *polled) upgrade(w http.ResponseWriter, r *http.Request) {
 	_ = x.conn.SetReadDeadline(time.Now().Add(p.sockets.ConnectTimeout))
 	p.mu.Lock()
 	p.socket = x
-	over := p.over
+	open := p.isOpen()
 	p.mu.Unlock()
-	if over || !p.sockets.alongside(p.client, func() { p.serve(x) }) {
+	if !open || !p.sockets.alongside(p.client, func() { p.serve(x) }) {
 		x.cut(errClosed)
 	}
 }
@@ -674,16 +735,13 @@ func (p *polled) upgrade(w http.ResponseWriter, r *http.Request) {
 func (p *polled) serve(x *webSocket) {
 	cause := p.read(x)
 	p.mu.Lock()
-	upgraded := p.upgraded
-	if !upgraded {
+	if p.onPolling() {
 		p.probing, p.socket = false, nil
+		p.upgrading.Store(false) // may be tried again
+	} else {
+		p.engine.Transport().OnError("WebSocket", cmp.Or(x.reason(), cause))
 	}
 	p.mu.Unlock()
-	if upgraded {
-		p.finished(cmp.Or(x.reason(), cause))
-	} else {
-		p.upgrading.Store(false) // may be tried again
-	}
 	x.end(cause)
 }
 
@@ -705,7 +763,8 @@ func (p *polled) read(x *webSocket) (err error) {
 	}
 }
 
-// probe takes a packet that comes before the upgrade: the probe, then the upgrade itself.
+// probe takes a packet that comes before the upgrade: the probe, then the upgrade itself. The engine hears of the latter
+// only: for the time between it would start a timer.
 func (p *polled) probe(x *webSocket, message string) (upgraded bool, err error) {
 	switch message {
 	case "2probe":
@@ -713,7 +772,7 @@ func (p *polled) probe(x *webSocket, message string) (upgraded bool, err error) 
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		p.probing = true
-		p.awake()
+		p.answerPoll(packet.NOOP)
 		return false, nil
 	case "5":
 		return true, p.switchTo(x)
@@ -721,22 +780,57 @@ func (p *polled) probe(x *webSocket, message string) (upgraded bool, err error) 
 	return false, errEngine
 }
 
-// switchTo makes x the transport. What waits for a poll goes first; what is sent from now on waits for the lock.
+// switchTo makes x the engine's transport. What waits for a poll goes first; what is sent from now on waits for the lock.
 func (p *polled) switchTo(x *webSocket) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.over {
+	if !p.isOpen() {
 		return errClosed
 	}
 	_ = x.conn.SetReadDeadline(time.Time{})
-	for _, f := range p.waiting {
-		x.queue(f)
-	}
-	x.flush()
-	p.waiting, p.upgraded = nil, true
-	p.awake()
+	p.answerPoll(packet.NOOP) // for the engine's answer would be CLOSE
+	t := newWSTransport(x)
+	p.engine.MaybeUpgrade(t)
+	<-t.untimed
+	t.OnPacket(&packet.Packet{Type: packet.UPGRADE, Data: types.NewStringBuffer(nil)})
 	if p.final {
 		x.finish(errLeft)
 	}
 	return nil
+}
+
+// wsTransport is what the engine sees of a WebSocket: it writes to it once, what waited for a poll.
+type wsTransport struct {
+	transports.Transport
+	socket  *webSocket
+	untimed chan struct{} // closed when the engine's upgrade has no timer any more
+}
+
+func newWSTransport(x *webSocket) *wsTransport {
+	t := &wsTransport{Transport: transports.MakeTransport(), socket: x, untimed: make(chan struct{})}
+	t.Prototype(t)
+	t.SetWritable(true)
+	return t
+}
+
+// RemoveListener is what the engine calls first when the time for an upgrade is over. That is at once: see polled.open.
+func (t *wsTransport) RemoveListener(event types.EventName, f types.EventListener) bool {
+	select {
+	case <-t.untimed:
+		return t.Transport.RemoveListener(event, f)
+	default:
+		close(t.untimed)
+		runtime.Goexit()
+		return false
+	}
+}
+
+func (t *wsTransport) Send(packets []*packet.Packet) {
+	for _, p := range packets {
+		b, err := parser.Parserv4().EncodePacket(p, true)
+		if err == nil { // it always is, for the packets that the engine makes
+			t.socket.queue(textFrame(b.Bytes()[0], b.Bytes()[1:]))
+		}
+	}
+	t.socket.flush()
 }

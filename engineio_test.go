@@ -643,6 +643,25 @@ func TestAProbeEndsTheOpenPoll(t *testing.T) {
 	c.want("431[null]")
 }
 
+// Without a probe, too, the open poll does not tell the client that the session is over.
+func TestAnUpgradeEndsTheOpenPoll(t *testing.T) {
+	s := startSockets(t, &testApp{})
+	p := s.poller(t)
+	p.connect()
+	answer := make(chan string)
+	go func() {
+		_, body := p.get()
+		answer <- body
+	}()
+	s.awaitPoll(t)
+	c := s.dial(t, direct4+"&sid="+p.sid)
+	c.send("5", `421["a"]`)
+	c.want("431[null]")
+	if body := <-answer; body != "6" {
+		t.Errorf("the open poll is answered with %q", body)
+	}
+}
+
 func TestFailedUpgradesLeaveThePolling(t *testing.T) {
 	s := startSockets(t, &testApp{}, func(o *socketOptions) { o.ConnectTimeout = 50 * time.Millisecond })
 	p := s.poller(t)

@@ -221,3 +221,78 @@ func liveHeap() uint64 {
 	runtime.ReadMemStats(&m)
 	return m.HeapAlloc
 }
+
+// T15: a timer of the engine that is stopped before its goroutine waits keeps that, and the session.
+func TestT15NoTimerOutlivesItsSession(t *testing.T) {
+	for name, c := range map[string]struct {
+		sessions int
+		begin    func(p *pollClient) talker
+	}{
+		"polling": {3000, func(p *pollClient) talker { return p }},
+		"upgraded": {2000, func(p *pollClient) talker {
+			x := p.s.dial(p.t, direct4+"&sid="+p.sid)
+			x.send("2probe", "5") // without waiting
+			x.want("3probe")
+			return x
+		}},
+	} {
+		before := measure(t)
+		var s *testSockets
+		t.Run(name, func(t *testing.T) {
+			s = startSockets(t, &testApp{forget: true})
+			crowd(c.sessions, func(i int) { s.liveAndEnd(t, c.begin(s.poller(t)), i) })
+		})
+		s.wantReleased(t, before)
+	}
+}
+
+// liveAndEnd has a client join, or not even connect, and ends it in the i-th way.
+func (s *testSockets) liveAndEnd(t *testing.T, x talker, i int) {
+	if i%2 == 0 {
+		x.say("40")
+		x.hear()
+		x.say(`421["join",{"roomId":"r"}]`)
+		if got, _ := x.hear(); got != `431[{"roomId":"r"}]` {
+			t.Errorf("joined with %q", got)
+		}
+	}
+	switch i % 5 {
+	case 0:
+		x.say("1")
+	case 1:
+		x.say("41")
+	case 2:
+		x.say("no packet")
+	case 3:
+		if c, ok := x.(*wsClient); ok {
+			_ = c.conn.Close()
+		} else {
+			x.say("1")
+		}
+	case 4: // by the server, at its close
+	}
+}
+
+// T15, for sessions that the server closes while they begin.
+func TestT15NoTimerOutlivesAShortSession(t *testing.T) {
+	before := measure(t)
+	s := startSockets(t, &testApp{forget: true})
+	begun := make(chan struct{})
+	go func() {
+		defer close(begun)
+		crowd(3000, func(int) { (&pollClient{t: t, s: s}).get() })
+	}()
+	for open := true; open; {
+		select {
+		case <-begun:
+			open = false
+		default:
+			for _, c := range s.all() {
+				c.close()
+			}
+		}
+	}
+	s.close()
+	s.http.Close()
+	s.wantReleased(t, before)
+}

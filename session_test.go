@@ -267,6 +267,20 @@ func TestGoodbyeOutlivesAPost(t *testing.T) {
 	}
 }
 
+// It also goes with an upgrade, and the end after it.
+func TestGoodbyeOutlivesAnUpgrade(t *testing.T) {
+	s := startSockets(t, &testApp{}, func(o *socketOptions) { o.WriteTimeout = time.Hour })
+	p := s.poller(t)
+	p.connect()
+	c := p.probed()
+	s.app.only(t).client.disconnect()
+	c.send("5")
+	c.want("41")
+	if status := c.closed(); status != ws.StatusNormalClosure {
+		t.Errorf("closed with %d", status)
+	}
+}
+
 func TestArgumentsMayBeKept(t *testing.T) {
 	var kept []json.RawMessage
 	s := startSockets(t, &testApp{onEvent: func(p *testPeer, _ string, args []json.RawMessage, id ackID) {

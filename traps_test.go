@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"runtime"
 	"strings"
@@ -329,14 +330,14 @@ func TestT11SlowClientsAreCut(t *testing.T) {
 		c.connect()
 		text := `"` + strings.Repeat("x", 300_000) + `"`
 		for range 3 {
-			app.only(t).client.send(eventFrame("big", []byte(text)))
-			c.want(`42["big",` + text + `]`)
-			eventually(t, patience, "it counts as sent", func() bool {
+			eventually(t, patience, "all before counts as sent", func() bool {
 				p := app.only(t).client.link.(*polled)
 				p.mu.Lock()
 				defer p.mu.Unlock()
 				return p.unsent == 0
 			})
+			app.only(t).client.send(eventFrame("big", []byte(text)))
+			c.want(`42["big",` + text + `]`)
 		}
 	})
 	for _, transport := range []string{"websocket", "upgraded"} {
@@ -454,5 +455,66 @@ func TestT14NoCompression(t *testing.T) {
 	}
 	if _, body := answerOf(t, got); got.Header.Get("Content-Encoding") != "" || len(body) < 10_000 {
 		t.Errorf("%v", got.Header)
+	}
+}
+
+// T15: the engine's timers. Sessions in any state have none that could be stopped too early; see also load_test.go.
+func TestT15SessionsHaveNoTimersOfTheEngine(t *testing.T) {
+	s := startSockets(t, &testApp{})
+	for range 20 {
+		s.poller(t).connect()
+		s.poller(t).probed()
+		c := s.poller(t).probed()
+		c.send("5", "40")
+		c.wantPrefix("40")
+	}
+	stacks := make([]byte, 1<<20)
+	eventually(t, patience, "no timer waits", func() bool {
+		now := string(stacks[:runtime.Stack(stacks, true)])
+		if !strings.Contains(now, "presence.(*polled).serve") {
+			t.Fatalf("no session to be seen in\n%s", now)
+		}
+		return !strings.Contains(now, "pkg/utils.SetTimeout") && !strings.Contains(now, "pkg/utils.SetInterval")
+	})
+}
+
+// T16: the engine cleans up after it has answered a poll. A client that is quick would lose its next poll.
+func TestT16AnAnswerWaitsForTheCleanUp(t *testing.T) {
+	_, hc := startSockets(t, &testApp{}).newPoll()
+	cleaned := false
+	hc.Cleanup = func() {
+		for range 1000 {
+			runtime.Gosched()
+		}
+		cleaned = true
+	}
+	go func() { _, _ = hc.Write([]byte("6")) }()
+	awaitAnswer(hc)
+	if !cleaned {
+		t.Error("it did not")
+	}
+}
+
+// T17: the engine leaves a poll without an answer that comes when the session was closed or upgraded just now.
+func TestT17LatePollsAreAnswered(t *testing.T) {
+	for want, change := range map[string]func(p *polled, c *pollClient){
+		"1": func(p *polled, _ *pollClient) { p.client.close() },
+		"6": func(_ *polled, c *pollClient) {
+			x := c.probed()
+			x.send("5", `421["a"]`)
+			x.want("431[null]")
+		},
+	} {
+		app := &testApp{}
+		c := startSockets(t, app).poller(t)
+		c.connect()
+		p := app.only(t).client.link.(*polled)
+		change(p, c)
+		r := httptest.NewRequestWithContext(t.Context(), "GET", "/", nil) // was checked before the change
+		w := httptest.NewRecorder()
+		p.poll(w, r)
+		if got := w.Body.String(); got != want {
+			t.Errorf("answered with %q, want %q", got, want)
+		}
 	}
 }

@@ -17,7 +17,6 @@ import (
 	"unicode/utf8"
 
 	"github.com/gobwas/ws"
-	"golang.org/x/sys/unix"
 )
 
 const (
@@ -135,7 +134,7 @@ func (x *webSocket) init(conn net.Conn, early []byte, o *socketOptions) {
 	}
 	x.in = frameReader{in: bufio.NewReaderSize(from, readBuffer), max: o.MaxMessageBytes, state: ws.StateServerSide}
 	x.outbox = outbox{conn: conn, limit: o.MaxUnsentBytes, timeout: o.WriteTimeout}
-	if c, ok := conn.(syscall.Conn); ok {
+	if c, ok := conn.(syscall.Conn); ok && canWritev {
 		x.raw, _ = c.SyscallConn() // without one, a goroutine writes
 	}
 	x.attempt = x.writeOnce
@@ -374,13 +373,13 @@ func (o *outbox) write() {
 // writeOnce writes until the queue is empty or the kernel takes no more. Call it under mu.
 func (o *outbox) writeOnce(fd uintptr) bool {
 	for len(o.queued) > 0 {
-		n, err := unix.Writev(int(fd), o.queued[:min(len(o.queued), maxGather)])
+		n, err := writev(fd, o.queued[:min(len(o.queued), maxGather)])
 		switch {
 		case err == nil:
 			o.taken(n)
-		case errors.Is(err, unix.EAGAIN):
+		case errors.Is(err, syscall.EAGAIN):
 			return true
-		case !errors.Is(err, unix.EINTR):
+		case !errors.Is(err, syscall.EINTR):
 			o.cause = err
 			return true
 		}
