@@ -34,6 +34,7 @@ func presenceFrame(e Event) frame {
 
 // handlers answer the presence events of all clients of this node.
 type handlers struct {
+	workers  *workers
 	service  *Service
 	hub      *hub
 	owed     *owed
@@ -89,7 +90,7 @@ func (m *membership) present() Member {
 
 // event answers one request. Names that are not of this protocol are the application's business and not answered.
 func (c *connection) event(name string, args []json.RawMessage, id ackID) {
-	var answer func(context.Context, []byte, ackID) ([]byte, error)
+	var answer request
 	switch name {
 	case eventJoin:
 		answer = c.join
@@ -106,9 +107,19 @@ func (c *connection) event(name string, args []json.RawMessage, id ackID) {
 	if len(args) > 0 {
 		payload = args[0]
 	}
+	if name == eventHeartbeat { // the most frequent one, and it needs little stack
+		c.answer(name, answer, payload, id)
+		return
+	}
+	c.workers.do(func() { c.answer(name, answer, payload, id) })
+}
+
+type request func(ctx context.Context, payload []byte, id ackID) (ack []byte, err error)
+
+func (c *connection) answer(name string, respond request, payload []byte, id ackID) {
 	ctx, cancel := context.WithTimeout(context.Background(), answerWithin)
 	defer cancel()
-	ack, err := answer(ctx, payload, id)
+	ack, err := respond(ctx, payload, id)
 	if err != nil {
 		ack = c.refusal(name, err).appendAck(nil)
 	}

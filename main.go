@@ -94,6 +94,7 @@ type node struct {
 	hub      *hub
 	bridge   *bridge
 	owed     *owed
+	workers  *workers
 	handlers *handlers
 	sockets  *sockets
 	casts    *broadcaster // nil if application events stay on this node
@@ -165,7 +166,8 @@ func (n *node) wire(config Config) {
 	n.bridge = newBridge(n.redis, config.ShardedPubSub, n.hub, n.log)
 	n.hub.bridge = n.bridge
 	n.owed = newOwed(n.service)
-	n.handlers = &handlers{service: n.service, hub: n.hub, owed: n.owed, node: id, maxRooms: config.MaxRoomsPerSocket, log: n.log}
+	n.workers = newWorkers()
+	n.handlers = &handlers{workers: n.workers, service: n.service, hub: n.hub, owed: n.owed, node: id, maxRooms: config.MaxRoomsPerSocket, log: n.log}
 	n.sockets = newSockets(socketOptions{
 		PingInterval:    25 * time.Second,
 		PingTimeout:     20 * time.Second,
@@ -193,6 +195,7 @@ func (n *node) stop() {
 	n.sockets.refuse()
 	_ = n.listener.Close()
 	n.sockets.close()
+	n.workers.close()
 	if left := n.owed.close(ctx); left > 0 {
 		n.log.Warn("Redis did not confirm every leave: the reaper of another node will remove them", "connections", left)
 	}

@@ -67,7 +67,7 @@ func (r *troubledRedis) recover() { r.trouble.Store(nil) }
 // scriptOf gives a script's name and its text by the digest of the text.
 func scriptOf(sha string) (name, text string) {
 	all := loadScripts()
-	for _, s := range []script{
+	for _, s := range []*script{
 		all.join, all.heartbeat, all.patch, all.restore, all.remove, all.read, all.overdue,
 		all.indexRoom, all.claimRooms, all.settleRooms, all.indexUser, all.unindexUser,
 	} {

@@ -234,18 +234,13 @@ func (s *Service) join(ctx context.Context, m Member, floor int64) (Member, erro
 // neither undo a newer one nor be lost by it.
 func (s *Service) heartbeat(ctx context.Context, m *Member, patch json.RawMessage, floor int64) (changed bool, roomRev int64, err error) {
 	for ctx.Err() == nil {
-		state := m.State
-		if patch != nil {
-			if state, changed = mergeState(m.State, patch); len(state) > s.options.Limits.StateBytes {
-				return false, 0, stateTooLarge("patchState", s.options.Limits.StateBytes)
-			}
-		}
-		answer, err := s.beat(ctx, *m, state, changed, floor)
+		var answer reply
+		changed, answer, err = s.beat(ctx, m, patch, floor)
 		if err != nil {
 			return false, 0, err
 		}
 		if answer.verdict() == "ok" {
-			m.Rev, m.State = answer.int(1), state
+			m.Rev = answer.int(1)
 			return changed, answer.int(2), nil
 		}
 		if err := s.reconcile(ctx, m, answer, floor); err != nil {
@@ -255,13 +250,34 @@ func (s *Service) heartbeat(ctx context.Context, m *Member, patch json.RawMessag
 	return false, 0, unavailable(ctx.Err())
 }
 
-func (s *Service) beat(ctx context.Context, m Member, state json.RawMessage, changed bool, floor int64) (reply, error) {
-	keys := scriptKeys(m.Room, m.Conn)
-	if !changed {
-		return s.run(ctx, s.scripts.heartbeat, keys, m.Conn, m.Epoch, m.Rev, s.options.TTL.Milliseconds())
+// beat tries once.
+func (s *Service) beat(ctx context.Context, m *Member, patch json.RawMessage, floor int64) (changed bool, answer reply, err error) {
+	if patch != nil {
+		return s.patch(ctx, m, patch, floor)
 	}
-	return s.run(ctx, s.scripts.patch, keys, m.Conn, m.Epoch, m.Rev, s.options.TTL.Milliseconds(), floor,
+	answer, err = s.refresh(ctx, m)
+	return false, answer, err
+}
+
+func (s *Service) refresh(ctx context.Context, m *Member) (reply, error) {
+	return s.run(ctx, s.scripts.heartbeat, scriptKeys(m.Room, m.Conn), m.Conn, m.Epoch, m.Rev, s.options.TTL.Milliseconds())
+}
+
+func (s *Service) patch(ctx context.Context, m *Member, patch json.RawMessage, floor int64) (changed bool, answer reply, err error) {
+	state, changed := mergeState(m.State, patch)
+	if len(state) > s.options.Limits.StateBytes {
+		return false, nil, stateTooLarge("the state after patchState", s.options.Limits.StateBytes)
+	}
+	if !changed {
+		answer, err = s.refresh(ctx, m)
+		return false, answer, err
+	}
+	answer, err = s.run(ctx, s.scripts.patch, scriptKeys(m.Room, m.Conn), m.Conn, m.Epoch, m.Rev, s.options.TTL.Milliseconds(), floor,
 		[]byte(state), keysOf(m.Room).events(), s.publish, literal(m.Room))
+	if answer.verdict() == "ok" {
+		m.State = state
+	}
+	return changed, answer, err
 }
 
 // reconcile follows an answer that found m otherwise than its owner knows it: what is newer is taken over, what is
@@ -524,8 +540,8 @@ type scriptText struct {
 }
 
 type scripts struct {
-	join, heartbeat, patch, restore, remove, read, overdue, mend          script
-	indexRoom, claimRooms, settleRooms, indexUser, unindexUser, mendIndex script
+	join, heartbeat, patch, restore, remove, read, overdue, mend          *script
+	indexRoom, claimRooms, settleRooms, indexUser, unindexUser, mendIndex *script
 }
 
 // allow-oom: what only reads, refreshes or removes must work on a Redis that has no memory left. Else the reaper culls
@@ -555,7 +571,7 @@ func loadScripts() scripts {
 }
 
 // loadScript joins files of lua/. They are part of the program, so a missing one is a mistake in this file.
-func loadScript(flags, index string, files ...string) script {
+func loadScript(flags, index string, files ...string) *script {
 	var source strings.Builder
 	for _, name := range files {
 		file, err := luaFiles.ReadFile("lua/" + name + ".lua")
@@ -564,7 +580,7 @@ func loadScript(flags, index string, files ...string) script {
 		}
 		source.Write(file)
 	}
-	return script{
+	return &script{
 		name:    files[len(files)-1],
 		index:   index,
 		flagged: newScriptText(flags + "\n" + source.String()),
@@ -630,7 +646,7 @@ func (r reply) strange() *Error {
 
 // run calls a script. Where a key is of another type, which stops a script before its first write, the key is mended and
 // the script called once more. Every failure is CodeUnavailable.
-func (s *Service) run(ctx context.Context, sc script, keys []string, args ...any) (reply, error) {
+func (s *Service) run(ctx context.Context, sc *script, keys []string, args ...any) (reply, error) {
 	answer, err := s.call(ctx, sc, keys, args)
 	if err != nil && strings.Contains(err.Error(), "WRONGTYPE") {
 		if err = s.mend(ctx, sc, keys); err == nil {
@@ -643,7 +659,7 @@ func (s *Service) run(ctx context.Context, sc script, keys []string, args ...any
 	return answer, nil
 }
 
-func (s *Service) mend(ctx context.Context, sc script, keys []string) (err error) {
+func (s *Service) mend(ctx context.Context, sc *script, keys []string) (err error) {
 	if sc.index != "" {
 		_, err = s.call(ctx, s.scripts.mendIndex, keys, []any{sc.index})
 		return err
@@ -654,7 +670,7 @@ func (s *Service) mend(ctx context.Context, sc script, keys []string) (err error
 
 // call names a script by its digest and sends its text only where the server says that it does not know it: then it has not
 // run. Whatever else fails may have run, and is not sent again.
-func (s *Service) call(ctx context.Context, sc script, keys []string, args []any) (reply, error) {
+func (s *Service) call(ctx context.Context, sc *script, keys []string, args []any) (reply, error) {
 	flagged := !s.unflags.Load()
 	text := sc.plain
 	if flagged {
