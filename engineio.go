@@ -404,23 +404,22 @@ func takePacket(c *client, h *heartbeat, p []byte) error {
 }
 
 // polled is a connection that began with polling, and perhaps went on with a WebSocket. The library's engine holds what
-// waits for a poll, answers polls, and makes the WebSocket its transport. What the client sends does not pass through it,
-// and after the upgrade nothing does.
+// waits for a poll, answers polls, and changes from them to the WebSocket. What the client sends does not pass through it.
 type polled struct {
 	sockets *sockets
 	client  *client
-	engine  engine.Socket
 	heart   *heartbeat
 	sid     string
 	release func()
 
 	polling, posting, upgrading atomic.Bool // there is such a request
 
-	mu      sync.Mutex // around every use of the engine; its locks and that of the outbox come after it
-	unsent  int        // bytes of messages that wait in the engine, or are in an answer on its way
-	final   bool       // closes when unsent is 0
-	probing bool       // polls are not to stay open: the client waits for their end before it upgrades
-	socket  *webSocket // beside polling, or instead of it
+	mu      sync.Mutex    // around every use of the engine; its locks and that of the outbox come after it
+	engine  engine.Socket // nil after the upgrade: it has done its part, and takes several times the memory of the rest
+	unsent  int           // bytes of messages that wait in the engine, or are in an answer on its way
+	final   bool          // closes when unsent is 0
+	probing bool          // polls are not to stay open: the client waits for their end before it upgrades
+	socket  *webSocket    // beside polling, or instead of it
 }
 
 // beginPolling reports whether there is a new connection, which then calls release at its end.
@@ -445,10 +444,10 @@ func (s *sockets) beginPolling(w http.ResponseWriter, r *http.Request, release f
 
 // open opens the session in the engine, as the engine's Handshake does, but listens to it before anything can happen.
 //
-// The engine's timers must not be stopped: that is a send to a goroutine which waits for ever, and keeps the session, if
-// it only now begins to wait. So they are set to run out at once, and their goroutines end in code of ours, which is waited
-// for: here the one that pings, in wsTransport that of the upgrade. Pings are ours, for the engine also closes clients
-// whose pong comes before it has set the time for it.
+// No timer of the engine is ever stopped: it would tell its goroutine by a send that is dropped if nobody waits for it yet,
+// and then the goroutine waits for ever and keeps the session. So all times are 0, and every timer's goroutine ends where
+// it first meets code of ours, which is waited for: here the one that pings, in wsTransport that of the upgrade. The pings
+// are ours also because the engine closes a healthy client whose pong comes before it has begun to wait for that.
 func (p *polled) open() {
 	pinged := make(chan struct{})
 	_ = p.engine.On("packetCreate", func(args ...any) {
@@ -462,15 +461,15 @@ func (p *polled) open() {
 	})
 	_ = p.engine.Once("close", p.ended)
 	_, hc := p.sockets.newPoll()
-	t := transports.NewPolling(hc)
+	t := &pollTransport{Polling: transports.MakePolling()}
+	t.Prototype(t)
 	t.OnRequest(hc)
 	p.engine.Construct(p.sid, p.sockets.engine, t, hc, engine.Protocol)
 	<-pinged
-	awaitAnswer(hc)
 }
 
-// ended is the engine's "close": it tells the application that the connection is over. It returns at once, because the
-// caller may be the application itself, in an event.
+// ended is the engine's "close", or the WebSocket's after an upgrade: it tells the application that the connection is over.
+// It returns at once, because the caller may be the application itself, in an event.
 func (p *polled) ended(why ...any) {
 	p.heart.stop()
 	s := p.sockets
@@ -479,21 +478,25 @@ func (p *polled) ended(why ...any) {
 	s.mu.Unlock()
 	go func() {
 		defer s.running.Done()
-		s.leave(p.client, fmt.Errorf("engine: %v", why), p.release)
+		s.leave(p.client, fmt.Errorf("polling session: %v", why), p.release)
 	}()
 }
 
-// isOpen tells whether nobody has closed the session. Call it under mu.
-func (p *polled) isOpen() bool { return p.engine.ReadyState() == "open" }
+// onPolling tells whether the session has not been upgraded.
+func (p *polled) onPolling() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.engine != nil
+}
 
-// onPolling tells whether the session has not been upgraded. Between this and the next step it may be, unless mu is held.
-func (p *polled) onPolling() bool { return !p.engine.Upgraded() }
+// isOpen tells whether nobody has closed the session. Call it under mu, before an upgrade.
+func (p *polled) isOpen() bool { return p.engine.ReadyState() == "open" }
 
 // ping has the engine write a packet without data, which no message is and which becomes a ping: it has no method for that.
 func (p *polled) ping() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.onPolling() {
+	if p.engine != nil {
 		p.engine.Write(nil, nil, nil)
 	} else {
 		p.socket.send(p.sockets.ping)
@@ -503,7 +506,7 @@ func (p *polled) ping() {
 // queue has the engine keep f until a poll comes. A client that has let more than the limit pile up is closed.
 func (p *polled) queue(f frame) bool {
 	p.mu.Lock()
-	if !p.onPolling() {
+	if p.engine == nil {
 		p.mu.Unlock()
 		return p.socket.queue(f)
 	}
@@ -529,10 +532,7 @@ func (p *polled) hold(message []byte) bool {
 
 // flush is for frames that were queued after an upgrade.
 func (p *polled) flush() {
-	p.mu.Lock()
-	polling := p.onPolling()
-	p.mu.Unlock()
-	if !polling {
+	if !p.onPolling() {
 		p.socket.flush()
 	}
 }
@@ -541,10 +541,10 @@ func (p *polled) flush() {
 func (p *polled) finish(why closeError) {
 	p.mu.Lock()
 	p.final = true
-	polling, waiting := p.onPolling(), p.unsent > 0
+	upgraded, waiting := p.engine == nil, p.unsent > 0
 	p.mu.Unlock()
 	switch {
-	case !polling:
+	case upgraded:
 		p.socket.finish(why)
 	case waiting:
 		time.AfterFunc(p.sockets.WriteTimeout, func() { p.shut(why) })
@@ -556,42 +556,67 @@ func (p *polled) finish(why closeError) {
 func (p *polled) shut(why closeError) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.onPolling() {
-		p.answerPoll(packet.CLOSE) // the engine only tries to: it closes its queue before
+	if p.engine != nil {
 		p.engine.Close(true)
 	}
 	if p.socket != nil {
-		p.socket.shut(why) // its reader tells the engine, in order
+		p.socket.shut(why) // after an upgrade its reader calls ended, in order
 	}
 }
 
-// answerPoll has the engine answer the poll that is open, if there is one, with an empty packet. Call it under mu, before
-// an upgrade.
-func (p *polled) answerPoll(kind packet.Type) {
+// endPoll answers the poll that is open, if there is one, with a packet that does nothing. Call it under mu, before an
+// upgrade.
+func (p *polled) endPoll() {
 	if t := p.engine.Transport(); t.Writable() {
-		t.Send([]*packet.Packet{{Type: kind}})
+		t.Send([]*packet.Packet{{Type: packet.NOOP}})
 	}
 }
 
-// newPoll is a poll for the engine, which answers it on a goroutine of its own and keeps the first one as long as the
-// session: it shall not hold a request of the HTTP server.
+// newPoll is a poll for the engine, which keeps the first one as long as the session, and so gets to see nothing of the
+// HTTP server's.
 func (s *sockets) newPoll() (*pollAnswer, *types.HttpContext) {
 	answer := &pollAnswer{}
 	return answer, types.NewHttpContext(answer, s.request)
 }
 
-// awaitAnswer returns when the engine has answered a poll and does not touch it any more: its clean-up, which comes after
-// the answer, would otherwise take the next poll away.
-func awaitAnswer(hc *types.HttpContext) {
-	<-hc.Done()
-	hc.Flush() // does nothing, but not before the clean-up
-}
-
-// pollAnswer is the body of the engine's answer to a poll. It may be read after awaitAnswer.
+// pollAnswer is the body of the engine's answer to a poll.
 type pollAnswer struct{ bytes.Buffer }
 
 func (*pollAnswer) Header() http.Header { return http.Header{} } // deliver knows it
 func (*pollAnswer) WriteHeader(int)     {}                       // of what the engine is given, everything is well
+
+// pollTransport is the library's polling without the queue that it would write its answers through. The memory of such a
+// queue is never freed, 10 KB for each session; nor does it take the answer to the poll that is open when it is closed.
+// Everything is done under the session's mu instead, also what the library does with a poll after its answer, which
+// could otherwise hit the next one.
+type pollTransport struct {
+	transports.Polling
+	request *types.HttpContext // the poll that is open, or the last one
+}
+
+func (t *pollTransport) OnRequest(hc *types.HttpContext) {
+	t.request = hc
+	t.Polling.OnRequest(hc)
+}
+
+// Send answers the open poll.
+func (t *pollTransport) Send(packets []*packet.Packet) {
+	t.SetWritable(false)
+	payload, err := parser.Parserv4().EncodePayload(packets)
+	if err == nil { // it always is, for the packets that the engine makes
+		t.DoWrite(t.request, payload, nil, func(error) {})
+	}
+}
+
+func (t *pollTransport) DoClose(closed types.Callable) {
+	if t.Writable() {
+		t.Send([]*packet.Packet{{Type: packet.CLOSE}})
+	}
+	if closed != nil {
+		closed()
+	}
+	t.OnClose()
+}
 
 // poll answers a GET when there is something to send, or when nothing will come any more.
 func (p *polled) poll(w http.ResponseWriter, r *http.Request) {
@@ -607,24 +632,23 @@ func (p *polled) poll(w http.ResponseWriter, r *http.Request) {
 	p.deliver(w, body)
 }
 
-// await returns the engine's answer to a poll.
+// await returns the engine's answer to a poll, which comes when the session is closed or upgraded at the latest.
 func (p *polled) await() []byte {
+	answer, hc := p.sockets.newPoll()
 	p.mu.Lock()
 	switch {
-	case !p.isOpen():
-		p.mu.Unlock()
-		return []byte{packetClose}
-	case !p.onPolling():
-		p.mu.Unlock()
-		return []byte{packetNoop}
-	}
-	answer, hc := p.sockets.newPoll()
-	p.engine.Transport().OnRequest(hc)
-	if p.probing {
-		p.answerPoll(packet.NOOP)
+	case p.engine == nil: // since the request was checked
+		_, _ = hc.Write([]byte{packetNoop})
+	case !p.isOpen(): // and the engine would give no answer
+		_, _ = hc.Write([]byte{packetClose})
+	default:
+		p.engine.Transport().OnRequest(hc)
+		if p.probing {
+			p.endPoll()
+		}
 	}
 	p.mu.Unlock()
-	awaitAnswer(hc) // which comes, at the latest when the session is closed or upgraded
+	<-hc.Done()
 	return answer.Bytes()
 }
 
@@ -735,11 +759,11 @@ func (p *polled) upgrade(w http.ResponseWriter, r *http.Request) {
 func (p *polled) serve(x *webSocket) {
 	cause := p.read(x)
 	p.mu.Lock()
-	if p.onPolling() {
+	if p.engine != nil {
 		p.probing, p.socket = false, nil
 		p.upgrading.Store(false) // may be tried again
 	} else {
-		p.engine.Transport().OnError("WebSocket", cmp.Or(x.reason(), cause))
+		p.ended(cmp.Or(x.reason(), cause))
 	}
 	p.mu.Unlock()
 	x.end(cause)
@@ -772,7 +796,7 @@ func (p *polled) probe(x *webSocket, message string) (upgraded bool, err error) 
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		p.probing = true
-		p.answerPoll(packet.NOOP)
+		p.endPoll()
 		return false, nil
 	case "5":
 		return true, p.switchTo(x)
@@ -780,7 +804,7 @@ func (p *polled) probe(x *webSocket, message string) (upgraded bool, err error) 
 	return false, errEngine
 }
 
-// switchTo makes x the engine's transport. What waits for a poll goes first; what is sent from now on waits for the lock.
+// switchTo makes x the engine's transport, and then that of the session. What waits for a poll goes first; what is sent from now on waits for the lock.
 func (p *polled) switchTo(x *webSocket) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -788,11 +812,12 @@ func (p *polled) switchTo(x *webSocket) error {
 		return errClosed
 	}
 	_ = x.conn.SetReadDeadline(time.Time{})
-	p.answerPoll(packet.NOOP) // for the engine's answer would be CLOSE
+	p.endPoll()
 	t := newWSTransport(x)
 	p.engine.MaybeUpgrade(t)
 	<-t.untimed
 	t.OnPacket(&packet.Packet{Type: packet.UPGRADE, Data: types.NewStringBuffer(nil)})
+	p.engine = nil
 	if p.final {
 		x.finish(errLeft)
 	}

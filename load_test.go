@@ -296,3 +296,30 @@ func TestT15NoTimerOutlivesAShortSession(t *testing.T) {
 	s.http.Close()
 	s.wantReleased(t, before)
 }
+
+// T16: the library's polling keeps 10 KB of every session for ever.
+func TestT16PollingSessionsAreFreed(t *testing.T) {
+	s := startSockets(t, &testApp{forget: true})
+	const sessions = 2000
+	wave := func() uint64 {
+		crowd(sessions, func(i int) {
+			p := s.poller(t)
+			p.connect()
+			if i%2 == 0 {
+				p.send("1")
+				return
+			}
+			c := p.probed()
+			c.send("5", "41")
+			c.closed()
+			_ = c.conn.Close()
+		})
+		eventually(t, patience, "the wave is gone", func() bool { return s.count() == 0 })
+		return liveHeap()
+	}
+	wave()
+	before := wave()
+	if grown := int64(wave()) - int64(before); grown > sessions*1000 {
+		t.Errorf("the heap grew by %d bytes, %d for each session", grown, grown/sessions)
+	}
+}

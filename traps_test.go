@@ -478,23 +478,6 @@ func TestT15SessionsHaveNoTimersOfTheEngine(t *testing.T) {
 	})
 }
 
-// T16: the engine cleans up after it has answered a poll. A client that is quick would lose its next poll.
-func TestT16AnAnswerWaitsForTheCleanUp(t *testing.T) {
-	_, hc := startSockets(t, &testApp{}).newPoll()
-	cleaned := false
-	hc.Cleanup = func() {
-		for range 1000 {
-			runtime.Gosched()
-		}
-		cleaned = true
-	}
-	go func() { _, _ = hc.Write([]byte("6")) }()
-	awaitAnswer(hc)
-	if !cleaned {
-		t.Error("it did not")
-	}
-}
-
 // T17: the engine leaves a poll without an answer that comes when the session was closed or upgraded just now.
 func TestT17LatePollsAreAnswered(t *testing.T) {
 	for want, change := range map[string]func(p *polled, c *pollClient){
