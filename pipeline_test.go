@@ -34,6 +34,14 @@ func (h *tripHook) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.Pro
 	}
 }
 
+// shut lets no round trip leave until open is called, or the test has failed: what waits would hold its end for ever.
+func (h *tripHook) shut(t *testing.T) (open func()) {
+	h.gate.Lock()
+	open = sync.OnceFunc(h.gate.Unlock)
+	t.Cleanup(open)
+	return open
+}
+
 // startPipelines gives pipelines to a server and the hook that watches them.
 func startPipelines(t *testing.T, b backend) (*pipelines, *tripHook) {
 	t.Helper()
@@ -49,9 +57,11 @@ func TestScriptsThatWaitShareARoundTrip(t *testing.T) {
 	s, room := startService(t, p, Options{}), uniqueRoom(t)
 	m := mustJoin(t, s, room, "ann", "a", "{}")
 	trips, scripts := hook.trips.Load(), hook.scripts.Load()
-	hook.gate.Lock() // the workers take one script each, and all others wait behind them
+	// More than the workers can take before the gate: up to a whole batch each. All others wait behind them.
+	const calls = (pipelineWorkers + 2) * pipelineBatch
+	open := hook.shut(t)
 	var work sync.WaitGroup
-	for range 200 {
+	for range calls {
 		work.Go(func() {
 			m := m
 			if _, _, err := s.heartbeat(t.Context(), &m, nil, 0); err != nil {
@@ -61,12 +71,12 @@ func TestScriptsThatWaitShareARoundTrip(t *testing.T) {
 	}
 	eventually(t, 5*time.Second, "the workers are busy", func() bool { return hook.trips.Load()-trips == pipelineWorkers })
 	eventually(t, 5*time.Second, "the rest waits", func() bool { return len(p.lines[p.single].calls) == pipelineBatch })
-	hook.gate.Unlock()
+	open()
 	work.Wait()
-	if n := hook.trips.Load() - trips; n > 12 {
-		t.Errorf("200 heartbeats took %d round trips", n)
+	if n := hook.trips.Load() - trips; n > calls/8 {
+		t.Errorf("%d heartbeats took %d round trips", calls, n)
 	}
-	if n := hook.scripts.Load() - scripts; n != 200 {
+	if n := hook.scripts.Load() - scripts; n != calls {
 		t.Errorf("%d scripts were sent", n)
 	}
 	if n := hook.largest.Load(); n > pipelineBatch {
@@ -80,12 +90,12 @@ func TestAScriptThatWasGivenUpBeforeItsTurnIsNotSent(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	hook.gate.Lock()
+	open := hook.shut(t)
 	var work sync.WaitGroup
-	for range pipelineWorkers {
+	for busy := range int64(pipelineWorkers) { // one by one, else a worker takes several
 		work.Go(func() { _ = l.process(t.Context(), scriptCmd(t.Context(), "eval", "return 1", []string{"key"}, nil)) })
+		eventually(t, 5*time.Second, "one more worker is busy", func() bool { return hook.trips.Load() == busy+1 })
 	}
-	eventually(t, 5*time.Second, "the workers are busy", func() bool { return hook.trips.Load() == pipelineWorkers })
 	ctx, giveUp := context.WithCancel(t.Context())
 	work.Go(func() {
 		if err := p.EvalSha(ctx, "any", []string{"key"}).Err(); !errors.Is(err, context.Canceled) {
@@ -97,7 +107,7 @@ func TestAScriptThatWasGivenUpBeforeItsTurnIsNotSent(t *testing.T) {
 	eventually(t, 5*time.Second, "the call is given up", func() bool { return len(l.calls) == 1 && ctx.Err() != nil })
 	work.Go(func() { _ = l.process(t.Context(), scriptCmd(t.Context(), "eval", "return 2", []string{"key"}, nil)) })
 	eventually(t, 5*time.Second, "another one waits", func() bool { return len(l.calls) == 2 })
-	hook.gate.Unlock()
+	open()
 	work.Wait()
 	if n := hook.scripts.Load(); n != pipelineWorkers+1 {
 		t.Errorf("%d scripts were sent, want %d", n, pipelineWorkers+1)
