@@ -147,7 +147,7 @@ func (c *connection) join(ctx context.Context, payload []byte, id ackID) ([]byte
 		return nil, refused
 	}
 	if c.draining.Load() {
-		return nil, &Error{Code: CodeShuttingDown, Message: "this node is shutting down, connect again"}
+		return nil, shuttingDown()
 	}
 	m, again := c.rooms[p.RoomID]
 	var before []Member // what an earlier join or leave left open
@@ -374,27 +374,24 @@ func (c *connection) get(ctx context.Context, payload []byte, _ ackID) ([]byte, 
 	if err != nil {
 		return nil, err
 	}
-	return appendPage(nil, s, after, p.Limit), nil
+	return appendPage([]byte(`{"ok":true,`), s, "snapshot", after, p.Limit), nil
 }
 
-// appendPage appends at most limit entries, those whose connection id is above after, with what the whole room has.
-func appendPage(b []byte, s Snapshot, after string, limit int) []byte {
+// appendPage completes an object with what the whole room has, and under a name with at most limit entries, those whose
+// connection id is above after.
+func appendPage(b []byte, s Snapshot, name, after string, limit int) []byte {
 	from, found := slices.BinarySearchFunc(s.Entries, after, func(e Entry, id string) int { return cmp.Compare(e.ConnID, id) })
 	if found {
 		from++
 	}
 	page := s.Entries[from:min(from+limit, len(s.Entries))]
-	b = append(b, `{"ok":true,"rev":`...)
-	b = strconv.AppendInt(b, s.Rev, 10)
-	b = append(b, `,"count":`...)
-	b = strconv.AppendInt(b, int64(len(s.Entries)), 10)
-	b = append(b, `,"users":`...)
-	b = strconv.AppendInt(b, int64(s.Users), 10)
+	b = appendNumber(b, `"rev":`, s.Rev)
+	b = appendNumber(b, `,"count":`, int64(len(s.Entries)))
+	b = appendNumber(b, `,"users":`, int64(s.Users))
 	if from+len(page) < len(s.Entries) {
-		b = append(b, `,"cursor":`...)
-		b = appendString(b, encodeCursor(page[len(page)-1].ConnID))
+		b = appendText(b, `,"cursor":`, encodeCursor(page[len(page)-1].ConnID))
 	}
-	b = append(b, `,"snapshot":`...)
+	b = append(appendString(append(b, ','), name), ':')
 	return append(appendEntries(b, slices.Values(page)), '}')
 }
 
@@ -408,9 +405,15 @@ func decodeCursor(cursor string) (lastConn string, err error) {
 	}
 	raw, err := base64.RawURLEncoding.DecodeString(cursor)
 	if err != nil || checkConnID(string(raw)) != nil {
-		return "", &Error{Code: CodeInvalidPayload, Message: "cursor is none that this server gave"}
+		return "", badCursor()
 	}
 	return string(raw), nil
+}
+
+func badCursor() *Error { return invalid("cursor is none that this server gave") }
+
+func shuttingDown() *Error {
+	return &Error{Code: CodeShuttingDown, Message: "this node is shutting down, connect again"}
 }
 
 func isUnavailable(err error) bool { return hasCode(err, CodeUnavailable) }

@@ -184,7 +184,20 @@ func (n *node) wire(config Config) {
 	}
 	mux := http.NewServeMux()
 	mux.Handle("/socket.io/", n.sockets)
+	site := &web{service: n.service, apiKey: config.APIKey, unready: n.unready, log: n.log}
+	site.mount(mux)
 	n.server = &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute}
+}
+
+// unready is why no client should be sent here, nil if there is no reason.
+func (n *node) unready(ctx context.Context) *Error {
+	if n.handlers.draining.Load() {
+		return shuttingDown()
+	}
+	if err := n.redis.Exists(ctx, activeRoomsKey).Err(); err != nil {
+		return unavailable(err)
+	}
+	return nil
 }
 
 // stop takes no more connections, has its own members leave, closes the sockets, and Redis last.

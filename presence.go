@@ -180,7 +180,11 @@ func (s *Service) Snapshot(ctx context.Context, room string) (Snapshot, error) {
 	if err := checkID("roomId", room, s.options.Limits.IDBytes); err != nil {
 		return Snapshot{}, err
 	}
-	return s.read(ctx, room)
+	v, err := s.read(ctx, room)
+	if err == nil && v.Rev == 0 {
+		v.Rev = v.TS - 1 // without its counter the room goes on at the clock
+	}
+	return v, err
 }
 
 // Member is a connection in a room as its owner knows it.
@@ -541,6 +545,7 @@ type scriptText struct {
 
 type scripts struct {
 	join, heartbeat, patch, restore, remove, read, overdue, mend          *script
+	count, find                                                           *script
 	indexRoom, claimRooms, settleRooms, indexUser, unindexUser, mendIndex *script
 }
 
@@ -560,6 +565,8 @@ func loadScripts() scripts {
 		remove:      loadScript(alwaysWorks, "", "base", "room", "remove"),
 		read:        loadScript(alwaysWorks, "", "base", "room", "read"),
 		overdue:     loadScript(alwaysWorks, "", "base", "room", "overdue"),
+		count:       loadScript(alwaysWorks, "", "base", "room", "count"),
+		find:        loadScript(alwaysWorks, "", "base", "room", "find"),
 		mend:        loadScript(alwaysWorks, "", "base", "room", "mend"),
 		indexRoom:   loadScript(writes, "zset", "base", "index_room"),
 		claimRooms:  loadScript(alwaysWorks, "zset", "base", "claim_rooms"),

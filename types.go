@@ -50,7 +50,14 @@ func (e *Error) Unwrap() error { return e.Cause }
 
 // appendAck appends the acknowledgement that tells the client of the failure.
 func (e *Error) appendAck(b []byte) []byte {
-	b = appendText(b, `{"ok":false,"error":`, e.Message)
+	return e.appendFields(append(b, `{"ok":false,`...))
+}
+
+// appendJSON appends what a request by HTTP gets.
+func (e *Error) appendJSON(b []byte) []byte { return e.appendFields(append(b, '{')) }
+
+func (e *Error) appendFields(b []byte) []byte {
+	b = appendText(b, `"error":`, e.Message)
 	b = appendText(b, `,"code":`, string(e.Code))
 	if e.Code == CodeStaleEpoch {
 		b = appendNumber(b, `,"epoch":`, e.Epoch)

@@ -1,0 +1,140 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+
+	"github.com/redis/go-redis/v9"
+)
+
+const (
+	// Rooms of the index in one answer of Redis, so that a long index holds up nobody else's command.
+	directoryScan = 1000
+
+	// Rooms that are asked at the same time.
+	directoryWorkers = 16
+)
+
+// roomCount is a room and how many are in it.
+type roomCount struct {
+	id           string
+	conns, users int
+}
+
+// rooms lists rooms that have members in the order of their ids, from the first one behind after. It looks at no more than
+// limit entries of the index, which may hold too much. last is the room to go on behind, "" at the end.
+//
+// A room that exists throughout is in one of the pages: each reads the whole index, and ids keep their order.
+func (s *Service) rooms(ctx context.Context, after string, limit int) (page []roomCount, last string, err error) {
+	ids, err := s.indexedRooms(ctx, after)
+	if err != nil {
+		return nil, "", err
+	}
+	if len(ids) > limit {
+		ids = ids[:limit]
+		last = ids[limit-1]
+	}
+	page = make([]roomCount, len(ids))
+	err = inParallel(len(ids), func(i int) (err error) {
+		page[i], err = s.count(ctx, ids[i])
+		return err
+	})
+	return slices.DeleteFunc(page, func(r roomCount) bool { return r.conns == 0 }), last, err
+}
+
+// indexedRooms are the ids above after in the reaper's index, in order.
+func (s *Service) indexedRooms(ctx context.Context, after string) ([]string, error) {
+	var ids []string
+	for cursor := uint64(0); ; {
+		pairs, next, err := s.rdb.ZScan(ctx, activeRoomsKey, cursor, "", directoryScan).Result()
+		if err != nil {
+			return nil, unavailable(err)
+		}
+		for i := 0; i < len(pairs); i += 2 { // the others are scores
+			if pairs[i] > after {
+				ids = append(ids, pairs[i])
+			}
+		}
+		if cursor = next; cursor == 0 {
+			slices.Sort(ids)
+			return slices.Compact(ids), nil
+		}
+	}
+}
+
+func (s *Service) count(ctx context.Context, room string) (roomCount, error) {
+	answer, err := s.run(ctx, s.scripts.count, scriptKeys(room))
+	return roomCount{id: room, conns: int(answer.int(0)), users: int(answer.int(1))}, err
+}
+
+// userConn is where a user is.
+type userConn struct {
+	room  string
+	entry Entry
+}
+
+// whereabouts are the connections of a user, by room and connection. The index tells where to look, the rooms what is true.
+func (s *Service) whereabouts(ctx context.Context, user string) ([]userConn, error) {
+	index, err := s.rdb.HKeys(ctx, userKey(user)).Result()
+	if err != nil && !redis.HasErrorPrefix(err, "WRONGTYPE") {
+		return nil, unavailable(err)
+	}
+	places := map[string][]string{}
+	for _, field := range index {
+		conn, room, _ := strings.Cut(field, ":")
+		places[room] = append(places[room], conn)
+	}
+	rooms := slices.Collect(maps.Keys(places))
+	found := make([][]userConn, len(rooms))
+	err = inParallel(len(rooms), func(i int) (err error) {
+		found[i], err = s.findAll(ctx, rooms[i], user, places[rooms[i]])
+		return err
+	})
+	all := slices.Concat(found...)
+	slices.SortFunc(all, func(a, b userConn) int {
+		return cmp.Or(strings.Compare(a.room, b.room), strings.Compare(a.entry.ConnID, b.entry.ConnID))
+	})
+	return all, err
+}
+
+// findAll are those of the connections that are in the room as this user.
+func (s *Service) findAll(ctx context.Context, room, user string, conns []string) (found []userConn, err error) {
+	args := make([]any, len(conns))
+	for i, conn := range conns {
+		args[i] = conn
+	}
+	answer, err := s.run(ctx, s.scripts.find, scriptKeys(room), args...)
+	if err != nil {
+		return nil, err
+	}
+	for i, conn := range conns {
+		m, ok := parseMeta(answer.text(2 * i))
+		if ok && m.User == user {
+			found = append(found, userConn{room, Entry{ConnID: conn, UserID: user, State: m.State, LastSeenMs: int64(answer.float(2*i + 1)), Epoch: m.Epoch}})
+		}
+	}
+	return found, nil
+}
+
+// inParallel calls f with 0 to n-1, some at the same time, and returns one of the errors.
+func inParallel(n int, f func(i int) error) error {
+	var (
+		work sync.WaitGroup
+		next atomic.Int64
+	)
+	errs := make([]error, min(directoryWorkers, n))
+	for worker := range errs {
+		work.Go(func() {
+			for i := int(next.Add(1)) - 1; i < n && errs[worker] == nil; i = int(next.Add(1)) - 1 {
+				errs[worker] = f(i)
+			}
+		})
+	}
+	work.Wait()
+	return cmp.Or(errs...)
+}

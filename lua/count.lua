@@ -1,0 +1,6 @@
+-- Counts a room in one step.
+--
+-- KEYS    as in room.lua
+-- RETURNS {number of connections, number of users}
+
+return { redis.call('HLEN', META), redis.call('HLEN', MEMBERS) }
