@@ -209,9 +209,8 @@ func (s *Service) join(ctx context.Context, m Member, floor int64) (Member, erro
 			replaces = strconv.FormatInt(m.Epoch, 10)
 		}
 		answer, err := s.run(ctx, s.scripts.join, scriptKeys(m.Room, m.Conn),
-			m.Conn, m.User, literal(m.User), []byte(m.State), replaces, m.Node,
-			s.options.TTL.Milliseconds(), s.options.MaxMembers, floor,
-			keysOf(m.Room).events(), s.publish, m.Room, literal(m.Room))
+			s.telling(m.Room, floor, m.Conn, m.User, literal(m.User), []byte(m.State), replaces, m.Node,
+				s.options.TTL.Milliseconds(), s.options.MaxMembers, m.Room)...)
 		if err != nil {
 			return m, err
 		}
@@ -276,8 +275,8 @@ func (s *Service) patch(ctx context.Context, m *Member, patch json.RawMessage, f
 		answer, err = s.refresh(ctx, m)
 		return false, answer, err
 	}
-	answer, err = s.run(ctx, s.scripts.patch, scriptKeys(m.Room, m.Conn), m.Conn, m.Epoch, m.Rev, s.options.TTL.Milliseconds(), floor,
-		[]byte(state), keysOf(m.Room).events(), s.publish, literal(m.Room))
+	answer, err = s.run(ctx, s.scripts.patch, scriptKeys(m.Room, m.Conn),
+		s.telling(m.Room, floor, m.Conn, m.Epoch, m.Rev, s.options.TTL.Milliseconds(), []byte(state))...)
 	if answer.verdict() == "ok" {
 		m.State = state
 	}
@@ -309,9 +308,8 @@ func (s *Service) restore(ctx context.Context, m *Member, age time.Duration, flo
 		return err
 	}
 	answer, err := s.run(ctx, s.scripts.restore, scriptKeys(m.Room, m.Conn),
-		m.Conn, m.User, literal(m.User), []byte(m.State), m.Epoch, m.Rev, m.Node,
-		s.options.TTL.Milliseconds(), age.Milliseconds(), floor,
-		keysOf(m.Room).events(), s.publish, m.Room, literal(m.Room), m.guest)
+		s.telling(m.Room, floor, m.Conn, m.User, literal(m.User), []byte(m.State), m.Epoch, m.Rev, m.Node,
+			s.options.TTL.Milliseconds(), age.Milliseconds(), m.Room, m.guest)...)
 	switch {
 	case err != nil:
 		return err
@@ -353,7 +351,7 @@ func (s *Service) remove(ctx context.Context, room string, how removal, list []i
 	if how.notAfter > 0 {
 		notAfter = strconv.FormatInt(how.notAfter, 10)
 	}
-	args := []any{string(how.reason), silent, notAfter, how.floor, keysOf(room).events(), s.publish, literal(room)}
+	args := s.telling(room, how.floor, string(how.reason), silent, notAfter)
 	conns := make([]string, 0, len(list))
 	for _, i := range list {
 		epoch := ""
@@ -372,6 +370,14 @@ func (s *Service) remove(ctx context.Context, room string, how removal, list []i
 	}
 	s.unindexUsers(ctx, gone)
 	return answer.int(0), gone, nil
+}
+
+// telling are the arguments of a script that publishes: what it needs for that, the highest revision of the room that the
+// caller knows, and its own.
+func (s *Service) telling(room string, known int64, own ...any) []any {
+	args := make([]any, 0, 4+len(own)+2)
+	args = append(args, keysOf(room).events(), s.publish, literal(room), known)
+	return append(args, own...)
 }
 
 // find reads one connection of a room; CodeNotJoined if it is not there.

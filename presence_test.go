@@ -188,7 +188,7 @@ func assertConnHash(t testing.TB, s *Service, room string, seen redis.Z, value s
 	}
 	want := map[string]string{
 		"conn_id": conn, "user_id": m.User, "room_id": room, "last_seen_ms": strconv.FormatInt(int64(seen.Score), 10),
-		"epoch": strconv.FormatInt(m.Epoch, 10), "rev": strconv.FormatInt(m.Rev, 10), "node": m.Node, "state": string(m.State),
+		"epoch": strconv.FormatInt(m.Epoch, 10), "rev": strconv.FormatInt(m.Rev, 10), "state": string(m.State),
 	}
 	if !maps.Equal(hash, want) {
 		t.Errorf("the hash of %s is %v, want %v as in conn_meta and last_seen", conn, hash, want)

@@ -7,9 +7,14 @@ local function digits(n)
   return string.format('%d%09d', math.floor(n / 1e9), n % 1e9)
 end
 
-local function now_ms()
+-- Redis' clock in milliseconds, as text: what is only stored and told need not become a number and text again.
+local function now_text()
   local time = redis.call('TIME')
-  return time[1] * 1000 + math.floor(time[2] / 1000)
+  return time[1] .. string.sub('00000' .. time[2], -6, -4)
+end
+
+local function now_ms()
+  return tonumber(now_text())
 end
 
 -- Deletes what stands in the place of a key of this type.

@@ -5,6 +5,6 @@
 
 redis.call('SCARD', CONNS)
 return {
-  digits(stored_revision()), digits(now_ms()), redis.call('HLEN', MEMBERS), redis.call('HGETALL', META),
+  stored_revision(), now_text(), redis.call('HLEN', MEMBERS), redis.call('HGETALL', META),
   redis.call('ZRANGE', LAST_SEEN, 0, -1, 'WITHSCORES'),
 }

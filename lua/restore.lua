@@ -1,17 +1,14 @@
 -- Puts a connection back that the room has lost, or has in an older copy. Its epoch stays.
 --
 -- KEYS    as in room.lua, with the connection's hash
--- ARGV    1 connection, 2 user, 3 the user's literal, 4 state, 5 epoch, 6 the connection's own revision, 7 node,
---         8 TTL in ms, 9 ms since its last heartbeat, 10 highest revision known, 11 channel, 12 PUBLISH or SPUBLISH,
---         13 room, 14 the room's literal, 15 1 = only if the room still has some incarnation of it
+-- ARGV    as in room.lua, then 5 connection, 6 user, 7 the user's literal, 8 state, 9 epoch, 10 the connection's own
+--         revision, 11 node, 12 TTL in ms, 13 ms since its last heartbeat, 14 room,
+--         15 1 = only if the room still has some incarnation of it
 -- RETURNS {'ok', the connection's revision, the room's revision}; {'epoch', stored} when a newer incarnation,
 --         {'rev', stored, state} when a newer state of it is there; {'missing'}. Only 'ok' has written.
 
-local conn, node, ttl, age, floor = ARGV[1], ARGV[7], tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10])
-local mine = { user = ARGV[2], literal = ARGV[3], state = ARGV[4], epoch = ARGV[5], rev = ARGV[6], node = node }
-local room = { channel = ARGV[11], publish = ARGV[12], id = ARGV[13], literal = ARGV[14] }
-local guest = ARGV[15] == '1'
-local hash = KEYS[6]
+local hash, conn, ttl, age, room, guest = KEYS[6], ARGV[5], tonumber(ARGV[12]), tonumber(ARGV[13]), ARGV[14], ARGV[15] == '1'
+local mine = { user = ARGV[6], literal = ARGV[7], state = ARGV[8], epoch = ARGV[9], rev = ARGV[10], node = ARGV[11] }
 
 local old = parse_meta(redis.call('HGET', META, conn))
 local user_conns = tonumber(redis.call('HGET', MEMBERS, mine.user)) or 0
@@ -22,21 +19,19 @@ if old and tonumber(old.epoch) > tonumber(mine.epoch) then return { 'epoch', old
 local same = old and old.epoch == mine.epoch
 if same and tonumber(old.rev) > tonumber(mine.rev) then return { 'rev', old.rev, old.state } end
 
-local now = now_ms()
+local now = now_text()
 local seen = now - age
 local life = digits(math.max(1, ttl - age))
 if same and old.rev == mine.rev and known and user_conns > 0 then
   -- In the room and without its hash only: nobody saw it go.
-  write_conn(hash, conn, room.id, mine, math.max(seen, tonumber(known)), life)
-  return { 'ok', mine.rev, digits(prev) }
+  write_conn(hash, conn, room, mine, digits(math.max(seen, tonumber(known))), life)
+  return { 'ok', mine.rev, prev }
 end
-local rev = next_revision(prev, floor, now)
-mine.rev = digits(rev)
-write_conn(hash, conn, room.id, mine, seen, life)
+mine.rev = next_revision(prev, now)
+write_conn(hash, conn, room, mine, digits(seen), life)
 if old and old.user ~= mine.user then release_user(old.user) end
 if not old or old.user ~= mine.user or user_conns == 0 then user_conns = redis.call('HINCRBY', MEMBERS, mine.user, 1) end
 redis.call('SET', REV, mine.rev)
 redis.call('HSET', META, conn, meta_value(mine))
-publish(room, { prev = prev, rev = rev, ts = now, epoch = mine.epoch, user_conns = user_conns, type = same and 'update' or 'join',
-  conn = conn, literal = mine.literal, state = mine.state })
+publish(prev, mine.rev, now, user_conns, same and 'update' or 'join', conn, mine, nil, mine.state)
 return { 'ok', mine.rev, mine.rev }
