@@ -286,7 +286,19 @@ func (c *connection) refresh(ctx context.Context, m *membership, patch json.RawM
 		m.room.compare(rev)
 		c.renew(ctx, m)
 	}
+	if hasCode(err, CodeNotJoined) {
+		err = c.kicked(ctx, m)
+	}
 	return changed, err
+}
+
+// kicked forgets a membership that Redis does not put back, once the socket has been told of its leave.
+func (c *connection) kicked(ctx context.Context, m *membership) error {
+	if err := m.room.reach(ctx, m.kickedAt); err != nil {
+		return err
+	}
+	c.forget(m)
+	return notJoined()
 }
 
 // renew tells the user's index once per lookback that the member is still there: after two it would forget it.

@@ -49,6 +49,7 @@ func (w *web) routes() []route {
 			route{http.MethodGet, "/v1/rooms", w.rooms},
 			route{http.MethodGet, "/v1/rooms/{roomId}", w.room},
 			route{http.MethodGet, "/v1/users/{userId}", w.user},
+			route{http.MethodDelete, "/v1/rooms/{roomId}/conns/{connId}", w.kick},
 		)
 	}
 	return routes
@@ -220,6 +221,15 @@ func (w *web) user(ctx context.Context, r *http.Request) ([]byte, error) {
 		b = append(b, c.entry.appendJSON(nil)[1:]...)
 	}
 	return append(b, "]}"...), nil
+}
+
+func (w *web) kick(ctx context.Context, r *http.Request) ([]byte, error) {
+	room, conn := r.PathValue("roomId"), r.PathValue("connId")
+	if err := w.service.Kick(ctx, room, conn); err != nil {
+		return nil, err
+	}
+	w.log.Info("connection kicked", "room", room, "conn", conn)
+	return nil, nil
 }
 
 // pageOf reads the query of a request for a page.

@@ -55,6 +55,14 @@ func connKey(room, conn string) string {
 	return keyPrefix + "conn:{room:" + room + "}:" + conn
 }
 
+const kickPrefix = keyPrefix + "kick:"
+
+// kickKey is a string: the epoch up to which an operator has removed the connection for good. It expires after two
+// lookbacks, and not within an hour.
+func kickKey(room, conn string) string {
+	return kickPrefix + "{room:" + room + "}:" + conn
+}
+
 // indices are the keys that every script of a room takes first, in this order.
 func (k roomKeys) indices() []string {
 	return []string{k.meta(), k.members(), k.lastSeen(), k.revision(), k.conns()}
@@ -68,6 +76,11 @@ func scriptKeys(room string, conns ...string) []string {
 		keys = append(keys, connKey(room, conn))
 	}
 	return keys
+}
+
+// fencedKeys are the KEYS of a script that heeds or sets the kick fence of a connection.
+func fencedKeys(room, conn string) []string {
+	return append(scriptKeys(room, conn), kickKey(room, conn))
 }
 
 // userKey is a hash: "connection:room" → an epoch not above that of the connection there. It expires two lookbacks

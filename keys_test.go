@@ -18,6 +18,7 @@ func TestKeysAreThoseOfTheProtocol(t *testing.T) {
 		k.conns():                "prs:{room:lobby}:conns",
 		k.events():               "prs:{room:lobby}:events",
 		connKey("lobby", "c1"):   "prs:conn:{room:lobby}:c1",
+		kickKey("lobby", "c1"):   "prs:kick:{room:lobby}:c1",
 		userKey("ann"):           "prs:user:ann:conns",
 		userField("lobby", "c1"): "c1:lobby",
 		eventsPattern:            "prs:{room:*}:events",

@@ -27,6 +27,8 @@ type mirror struct {
 
 func newMirror(room string) *mirror { return &mirror{replica: newReplica(room)} }
 
+func (m *mirror) ID() string { return "mirror" }
+
 func (m *mirror) flush() {
 	m.mu.Lock()
 	defer m.mu.Unlock()

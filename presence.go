@@ -194,6 +194,8 @@ type Member struct {
 	Rev                    int64 // the room's revision when this connection last changed
 	State                  json.RawMessage
 
+	kickedAt int64 // not above the revision at which an operator removed it, 0 = that is not known
+
 	guest bool // known from Redis only: once it has left, it is not put back
 }
 
@@ -307,7 +309,7 @@ func (s *Service) restore(ctx context.Context, m *Member, age time.Duration, flo
 	if err := s.indexUser(ctx, *m, m.Epoch); err != nil {
 		return err
 	}
-	answer, err := s.run(ctx, s.scripts.restore, scriptKeys(m.Room, m.Conn),
+	answer, err := s.run(ctx, s.scripts.restore, fencedKeys(m.Room, m.Conn),
 		s.telling(m.Room, floor, m.Conn, m.User, literal(m.User), []byte(m.State), m.Epoch, m.Rev, m.Node,
 			s.options.TTL.Milliseconds(), age.Milliseconds(), m.Room, m.guest)...)
 	switch {
@@ -320,6 +322,9 @@ func (s *Service) restore(ctx context.Context, m *Member, age time.Duration, flo
 	case answer.verdict() == "epoch":
 		return staleEpoch(answer.int(1))
 	case answer.verdict() == "missing":
+		return notJoined()
+	case answer.verdict() == "kicked":
+		m.kickedAt = answer.int(1)
 		return notJoined()
 	default:
 		return answer.strange()
@@ -378,6 +383,26 @@ func (s *Service) telling(room string, known int64, own ...any) []any {
 	args := make([]any, 0, 4+len(own)+2)
 	args = append(args, keysOf(room).events(), s.publish, literal(room), known)
 	return append(args, own...)
+}
+
+// Kick removes a connection from a room for good: it leaves as kicked, and only a new join brings it back. It is
+// CodeNotJoined if the connection is not there.
+func (s *Service) Kick(ctx context.Context, room, conn string) error {
+	if err := s.checkPlace(room, conn); err != nil {
+		return err
+	}
+	fence := max(2*s.options.Lookback, time.Hour)
+	answer, err := s.run(ctx, s.scripts.kick, fencedKeys(room, conn), s.telling(room, 0, conn, fence.Milliseconds())...)
+	switch {
+	case err != nil:
+		return err
+	case answer.verdict() == "ok":
+		s.unindexUsers(ctx, []Member{{Room: room, Conn: conn, User: answer.text(1), Epoch: answer.int(2)}})
+		return nil
+	case answer.verdict() == "missing":
+		return notJoined()
+	}
+	return answer.strange()
 }
 
 // find reads one connection of a room; CodeNotJoined if it is not there.
@@ -551,7 +576,7 @@ type scriptText struct {
 
 type scripts struct {
 	join, heartbeat, patch, restore, remove, read, overdue, mend          *script
-	count, find                                                           *script
+	kick, count, find                                                     *script
 	indexRoom, claimRooms, settleRooms, indexUser, unindexUser, mendIndex *script
 }
 
@@ -571,6 +596,7 @@ func loadScripts() scripts {
 		remove:      loadScript(alwaysWorks, "", "base", "room", "remove"),
 		read:        loadScript(alwaysWorks, "", "base", "room", "read"),
 		overdue:     loadScript(alwaysWorks, "", "base", "room", "overdue"),
+		kick:        loadScript(alwaysWorks, "", "base", "room", "kick"),
 		count:       loadScript(alwaysWorks, "", "base", "room", "count"),
 		find:        loadScript(alwaysWorks, "", "base", "room", "find"),
 		mend:        loadScript(alwaysWorks, "", "base", "room", "mend"),
@@ -677,6 +703,7 @@ func (s *Service) mend(ctx context.Context, sc *script, keys []string) (err erro
 		_, err = s.call(ctx, s.scripts.mendIndex, keys, []any{sc.index})
 		return err
 	}
+	keys = slices.DeleteFunc(slices.Clone(keys), func(key string) bool { return strings.HasPrefix(key, kickPrefix) })
 	_, err = s.call(ctx, s.scripts.mend, keys, nil)
 	return err
 }

@@ -30,6 +30,7 @@ const (
 // receiver is a local socket as a room sees it. Its methods do not wait, and lock nothing that is held by who calls
 // into a room.
 type receiver interface {
+	ID() string // of the connection
 	queue(f frame) (mustFlush bool)
 	flush()
 }
@@ -297,7 +298,7 @@ func (r *room) revision() int64 {
 // waiter is a join that waits for the replica.
 type waiter struct {
 	rev      int64
-	to       receiver
+	to       receiver // nil = nobody, who waits has what it wants with the revision
 	answer   func(snapshot func() []byte, rev int64)
 	answered chan struct{}
 }
@@ -334,6 +335,11 @@ func (r *room) hurry() {
 	}
 }
 
+// reach waits until the replica has reached rev, and all events up to there are told.
+func (r *room) reach(ctx context.Context, rev int64) error {
+	return r.admit(ctx, rev, nil, nil)
+}
+
 // giveUp takes back a waiter, unless it was answered in the meantime.
 func (r *room) giveUp(w *waiter, cause error) error {
 	r.mu.Lock()
@@ -361,8 +367,10 @@ func (r *room) answer() {
 			rest = append(rest, w)
 			continue
 		}
-		w.answer(r.snapshotJSON, r.replica.rev)
-		r.receivers.add(w.to)
+		if w.to != nil {
+			w.answer(r.snapshotJSON, r.replica.rev)
+			r.receivers.add(w.to)
+		}
 		close(w.answered)
 	}
 	clear(r.waiters[len(rest):])
@@ -432,6 +440,19 @@ func (r *room) apply(e Event) {
 func (r *room) tell(e Event) {
 	if len(r.receivers.list) > 0 {
 		r.hub.cast(r.hub.encode(e), r.receivers.list)
+	}
+	if e.Reason == ReasonKicked {
+		r.expel(e.ConnID)
+	}
+}
+
+// expel ends the events of a local socket, whatever its connection knows as yet. r.mu is held.
+func (r *room) expel(conn string) {
+	for _, to := range r.receivers.list {
+		if to.ID() == conn {
+			r.receivers.remove(to)
+			return
+		}
 	}
 }
 

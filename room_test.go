@@ -112,6 +112,8 @@ func (e *ear) queue(f frame) bool {
 	return first
 }
 
+func (e *ear) ID() string { return "" }
+
 func (e *ear) flush() {
 	e.mu.Lock()
 	defer e.mu.Unlock()

@@ -1,11 +1,12 @@
 -- Puts a connection back that the room has lost, or has in an older copy. Its epoch stays.
 --
--- KEYS    as in room.lua, with the connection's hash
+-- KEYS    as in room.lua, with the connection's hash, then its kick fence
 -- ARGV    as in room.lua, then 5 connection, 6 user, 7 the user's literal, 8 state, 9 epoch, 10 the connection's own
 --         revision, 11 node, 12 TTL in ms, 13 ms since its last heartbeat, 14 room,
 --         15 1 = only if the room still has some incarnation of it
 -- RETURNS {'ok', the connection's revision, the room's revision}; {'epoch', stored} when a newer incarnation,
---         {'rev', stored, state} when a newer state of it is there; {'missing'}. Only 'ok' has written.
+--         {'rev', stored, state} when a newer state of it is there; {'missing'}; {'kicked', the room's
+--         revision}. Only 'ok' has written.
 
 local hash, conn, ttl, age, room, guest = KEYS[6], ARGV[5], tonumber(ARGV[12]), tonumber(ARGV[13]), ARGV[14], ARGV[15] == '1'
 local mine = { user = ARGV[6], literal = ARGV[7], state = ARGV[8], epoch = ARGV[9], rev = ARGV[10], node = ARGV[11] }
@@ -14,6 +15,8 @@ local old = parse_meta(redis.call('HGET', META, conn))
 local user_conns = tonumber(redis.call('HGET', MEMBERS, mine.user)) or 0
 local known = redis.call('SISMEMBER', CONNS, conn) == 1 and redis.call('ZSCORE', LAST_SEEN, conn)
 local prev = stored_revision()
+local fence = redis.pcall('GET', KEYS[7]) -- a table if it is of another type, and so none of ours
+if type(fence) == 'string' and tonumber(fence) >= tonumber(mine.epoch) then return { 'kicked', prev } end
 if guest and not old then return { 'missing' } end
 if old and tonumber(old.epoch) > tonumber(mine.epoch) then return { 'epoch', old.epoch } end
 local same = old and old.epoch == mine.epoch

@@ -1,0 +1,23 @@
+-- Removes a connection from a room for good: only a new join brings it back.
+--
+-- KEYS    as in room.lua, with the connection's hash, then its kick fence
+-- ARGV    as in room.lua, then 5 connection, 6 ms that the fence lasts
+-- RETURNS {'ok', user, epoch}; {'missing'} when it is not in the room
+
+local hash, fence, conn, fence_ttl = KEYS[6], KEYS[7], ARGV[5], ARGV[6]
+
+local m = parse_meta(redis.call('HGET', META, conn))
+if not m then return { 'missing' } end
+
+local prev, now = stored_revision(), now_text()
+local rev = next_revision(prev, now)
+redis.call('SREM', CONNS, conn)
+redis.call('ZREM', LAST_SEEN, conn)
+redis.call('DEL', hash)
+redis.call('SET', fence, m.epoch, 'PX', fence_ttl)
+local user_conns = release_user(m.user)
+redis.call('HDEL', META, conn)
+redis.call('SET', REV, rev)
+if redis.call('HLEN', META) == 0 then redis.call('PEXPIRE', REV, EMPTY_ROOM_TTL) end
+publish(prev, rev, now, user_conns, 'leave', conn, m, 'kicked')
+return { 'ok', m.user, m.epoch }
