@@ -61,6 +61,8 @@ type socketOptions struct {
 	// Admit, if there is one, is asked before every handshake. It returns what to call when the connection is over, or the
 	// HTTP status of the refusal.
 	Admit func(r *http.Request) (release func(), status int)
+
+	Refusals *refusals
 }
 
 // sockets are the Engine.IO connections of this node, and the HTTP handler where they begin. A WebSocket that is opened at
@@ -167,11 +169,20 @@ func (s *sockets) leave(c *client, cause error, release func()) {
 	delete(s.clients, c)
 	s.mu.Unlock()
 	release()
+	s.Refusals.end(cause)
 	s.Logger.Debug("connection ended", "conn", c.id, "remote", c.addr, "cause", cause)
 }
 
 func (s *sockets) newClient(r *http.Request, l link) *client {
 	return &client{id: newID(), addr: r.RemoteAddr, app: s.app, log: s.Logger, link: l}
+}
+
+// await gives a new client its time to connect.
+func (s *sockets) await(c *client) {
+	c.begin(s.ConnectTimeout, func() {
+		s.Refusals.add(refusedLate)
+		c.closeFor(errLate)
+	})
 }
 
 // refusal is the answer to a request that Engine.IO does not want.
@@ -197,6 +208,7 @@ func (f *refusal) write(w http.ResponseWriter) {
 // ServeHTTP answers every request for the path of Socket.IO.
 func (s *sockets) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if !s.allowOrigin(w.Header(), r.Header.Get("Origin")) {
+		s.Refusals.add(refusedOrigin)
 		refuseWith(http.StatusForbidden, 4, "Forbidden").write(w)
 		return
 	}
@@ -350,7 +362,7 @@ func (s *sockets) beginDirect(w http.ResponseWriter, r *http.Request, release fu
 		return false
 	}
 	x.send(textFrame(packetOpen, s.open(newID(), ""))) // the sid is of no use: there is no second request
-	d.client.begin(s.ConnectTimeout)
+	s.await(d.client)
 	d.heart = s.newHeartbeat(func() { x.send(s.ping) }, func() { x.cut(errSilent) })
 	go d.serve()
 	return true
@@ -437,7 +449,7 @@ func (s *sockets) beginPolling(w http.ResponseWriter, r *http.Request, release f
 		refuseWith(http.StatusServiceUnavailable, 3, http.StatusText(http.StatusServiceUnavailable)).write(w)
 		return false
 	}
-	p.client.begin(s.ConnectTimeout)
+	s.await(p.client)
 	p.deliver(w, append([]byte{packetOpen}, s.open(p.sid, `"websocket"`)...)) // the engine's own knows nothing of our pings
 	return true
 }
@@ -513,6 +525,7 @@ func (p *polled) queue(f frame) bool {
 	fits := p.hold(f.packet())
 	p.mu.Unlock()
 	if !fits {
+		p.sockets.Refusals.add(refusedSlow)
 		p.sockets.Logger.Debug("closing a connection", "conn", p.client.id, "cause", errTooSlow)
 		p.client.close()
 	}
@@ -705,6 +718,7 @@ func (p *polled) takePost(w http.ResponseWriter, r *http.Request) *refusal {
 		w.Header().Set("Connection", "close") // and the HTTP server does not wait for the rest
 	}
 	if errors.As(err, new(*http.MaxBytesError)) {
+		p.sockets.Refusals.add(refusedSize)
 		return refuseWith(http.StatusRequestEntityTooLarge, 3, "Payload too large")
 	}
 	binary := strings.HasPrefix(r.Header.Get("Content-Type"), "application/octet-stream")

@@ -122,6 +122,7 @@ func startSockets(t testing.TB, a *testApp, change ...func(*socketOptions)) *tes
 	o := socketOptions{
 		PingInterval: 25 * time.Second, PingTimeout: 20 * time.Second, ConnectTimeout: patience, WriteTimeout: patience,
 		MaxMessageBytes: 65536, MaxUnsentBytes: 1 << 20, Origins: []string{"*"}, Logger: slog.New(slog.DiscardHandler),
+		Refusals: &refusals{},
 	}
 	for _, f := range change {
 		f(&o)

@@ -24,7 +24,9 @@ const (
 	eventHeartbeat = "presence:heartbeat"
 	eventLeave     = "presence:leave"
 	eventGet       = "presence:get"
+	eventAuth      = "presence:auth"
 	eventPresence  = "presence:event"
+	eventExpired   = "presence:expired"
 )
 
 // presenceFrame is an event as it goes to every socket of its room.
@@ -39,15 +41,38 @@ type handlers struct {
 	hub      *hub
 	owed     *owed
 	node     string
-	maxRooms int // of one socket, 0 = no limit
+	maxRooms int        // of one socket, 0 = no limit
+	tokens   *authority // nil = anybody is whoever they say
+	rate     *rate      // of one socket, nil = no limit
+	refusals *refusals
 	log      *slog.Logger
 	draining atomic.Bool
 	everyone func(func(*client)) // calls back for each client of this node
 }
 
 // connect is called by the session layer for each new client.
-func (h *handlers) connect(c *client, _ []byte) (peer, []byte) {
-	return &connection{handlers: h, client: c, rooms: map[string]*membership{}}, nil
+func (h *handlers) connect(c *client, auth []byte) (p peer, refusal []byte) {
+	conn := &connection{handlers: h, client: c, rooms: map[string]*membership{}}
+	if h.tokens == nil {
+		return conn, nil
+	}
+	var refused *Error
+	h.workers.do(func() { conn.grant, refused = h.identify(auth) })
+	if refused != nil {
+		h.refusals.add(string(refused.Code))
+		return nil, refused.connectError()
+	}
+	conn.expiry = startExpiry(c, conn.grant.expires)
+	return conn, nil
+}
+
+// identify reads the auth object of a client.
+func (h *handlers) identify(auth []byte) (*grant, *Error) {
+	token, err := decodeAuth(auth)
+	if err != nil {
+		return nil, unauthorized(err.Message)
+	}
+	return h.tokens.check(token)
 }
 
 // broadcast sends an application event to the clients of this node that are in one of the rooms, or to all if none is
@@ -69,6 +94,9 @@ type connection struct {
 	*handlers
 	client *client
 	rooms  map[string]*membership
+	budget budget
+	grant  *grant  // both nil
+	expiry *expiry // without authentication
 }
 
 // membership is a connection's place in one room.
@@ -100,7 +128,14 @@ func (c *connection) event(name string, args []json.RawMessage, id ackID) {
 		answer = c.leave
 	case eventGet:
 		answer = c.get
-	default:
+	case eventAuth:
+		answer = c.authenticate
+	}
+	if !c.affords(name) {
+		c.tooMany(name, answer != nil, id)
+		return
+	}
+	if answer == nil {
 		return
 	}
 	var payload []byte
@@ -112,6 +147,26 @@ func (c *connection) event(name string, args []json.RawMessage, id ackID) {
 		return
 	}
 	c.workers.do(func() { c.answer(name, answer, payload, id) })
+}
+
+// affords charges an event to the budget of the socket. A heartbeat of one that is in no room costs nothing.
+func (c *connection) affords(name string) bool {
+	if c.rate == nil || name == eventHeartbeat && len(c.rooms) == 0 {
+		return true
+	}
+	return c.budget.of(name).take(c.rate, c.rate.now())
+}
+
+// tooMany refuses an event over the rate, and closes a socket that goes on and on.
+func (c *connection) tooMany(name string, known bool, id ackID) {
+	limited := c.refusal(name, &Error{Code: CodeRateLimited, Message: "too many events, wait a while"})
+	if known {
+		c.client.ack(id, limited.appendAck(nil))
+	}
+	if c.budget.flooded(c.rate.now()) {
+		c.refusals.add(refusedFlood)
+		c.client.closeFor(errFlood)
+	}
 }
 
 type request func(ctx context.Context, payload []byte, id ackID) (ack []byte, err error)
@@ -134,6 +189,7 @@ func (c *connection) refusal(name string, err error) *Error {
 	if !errors.As(err, &refused) {
 		refused = unavailable(err)
 	}
+	c.refusals.add(string(refused.Code))
 	if refused.Cause != nil {
 		c.log.Warn("request failed", "event", name, "conn", c.client.ID(), "code", string(refused.Code), "error", refused.Cause)
 	}
@@ -142,9 +198,12 @@ func (c *connection) refusal(name string, err error) *Error {
 
 // join answers by itself when it worked: its acknowledgement has its place in the order of the room.
 func (c *connection) join(ctx context.Context, payload []byte, id ackID) ([]byte, error) {
-	p, refused := decodeJoin(payload, c.service.options.Limits)
+	p, refused := decodeJoin(payload, c.service.options.Limits, c.grant.bearer())
 	if refused != nil {
 		return nil, refused
+	}
+	if err := cmp.Or(c.grant.checkUser(p.UserID), c.grant.checkRoom(p.RoomID)); err != nil {
+		return nil, err
 	}
 	if c.draining.Load() {
 		return nil, shuttingDown()
@@ -229,7 +288,7 @@ func (c *connection) heartbeat(ctx context.Context, payload []byte, _ ackID) ([]
 	}
 	m := c.named(p.RoomID)
 	if m == nil {
-		return nil, notJoined()
+		return nil, c.absent(p.RoomID)
 	}
 	if p.HasEpoch && p.Epoch != m.Epoch {
 		return nil, staleEpoch(m.Epoch)
@@ -251,6 +310,18 @@ func (c *connection) named(room string) *membership {
 		return m
 	}
 	return nil
+}
+
+// absent is the answer to a heartbeat for a room that the connection is not in, "" = any. It costs nothing, unless the token
+// has ended it.
+func (c *connection) absent(room string) error {
+	if room != "" && !c.grant.allows(room) {
+		return c.grant.checkRoom(room)
+	}
+	if c.rate != nil && len(c.rooms) > 0 {
+		c.budget.others.giveBack(c.rate)
+	}
+	return notJoined()
 }
 
 func (c *connection) refreshAll(ctx context.Context, p heartbeatPayload) ([]byte, error) {
@@ -329,14 +400,51 @@ func (c *connection) leave(ctx context.Context, payload []byte, _ ackID) ([]byte
 			members = append(members, m.present())
 		}
 	}
-	var first error
+	if err := c.confirmAll(ctx, members); err != nil {
+		return nil, err
+	}
+	return []byte(`{"ok":true}`), nil
+}
+
+// authenticate replaces the token. Rooms that the new one does not allow are left.
+func (c *connection) authenticate(ctx context.Context, payload []byte, _ ackID) ([]byte, error) {
+	token, refused := decodeAuth(payload)
+	switch {
+	case refused != nil:
+		return nil, refused
+	case c.tokens == nil:
+		return nil, invalid("this server knows no tokens")
+	}
+	g, refused := c.tokens.check(token)
+	if refused != nil {
+		return nil, refused
+	}
+	if err := c.grant.checkUser(g.user); err != nil {
+		return nil, err
+	}
+	if !c.expiry.move(g.expires) {
+		return nil, unauthorized("the token before has expired")
+	}
+	c.grant = g
+	var members []Member
+	for room, m := range c.rooms {
+		if !g.allows(room) {
+			c.forget(m)
+			members = append(members, m.present())
+		}
+	}
+	if err := c.confirmAll(ctx, members); err != nil {
+		return nil, err
+	}
+	return fmt.Appendf(nil, `{"ok":true,"expMs":%d}`, g.expires.UnixMilli()), nil
+}
+
+// confirmAll has Redis remove members that have left, and gives the first failure.
+func (c *connection) confirmAll(ctx context.Context, members []Member) (first error) {
 	for _, m := range members {
 		first = cmp.Or(first, c.confirm(ctx, m, removal{reason: ReasonLeft}))
 	}
-	if first != nil {
-		return nil, first
-	}
-	return []byte(`{"ok":true}`), nil
+	return first
 }
 
 // forget ends the events of a room for this connection.
@@ -363,6 +471,7 @@ func (c *connection) confirm(ctx context.Context, m Member, how removal) error {
 
 // ended is called once, after the last event.
 func (c *connection) ended(endReason) {
+	c.expiry.stop()
 	ctx, cancel := context.WithTimeout(context.Background(), answerWithin)
 	defer cancel()
 	for _, m := range c.rooms {
@@ -377,6 +486,9 @@ func (c *connection) get(ctx context.Context, payload []byte, _ ackID) ([]byte, 
 	p, refused := decodeGet(payload, c.service.options.Limits)
 	if refused != nil {
 		return nil, refused
+	}
+	if err := c.grant.checkRoom(p.RoomID); err != nil {
+		return nil, err
 	}
 	after, err := decodeCursor(p.Cursor)
 	if err != nil {

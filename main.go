@@ -45,6 +45,8 @@ func main() {
 // run is the program. It ends after the first signal, at once after the second.
 func run(environ []string, out io.Writer, signals <-chan os.Signal) (exitCode int) {
 	config, warnings, errs := loadConfig(environ)
+	_, bad := newAuthority(config, slog.Default())
+	errs = append(errs, bad...)
 	for _, err := range errs {
 		fmt.Fprintln(out, err)
 	}
@@ -94,6 +96,7 @@ type node struct {
 	hub      *hub
 	bridge   *bridge
 	owed     *owed
+	tokens   *authority // nil if nobody needs a token
 	workers  *workers
 	handlers *handlers
 	sockets  *sockets
@@ -108,6 +111,13 @@ func startNode(config Config, log *slog.Logger) (*node, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), startWithin)
 	defer cancel()
 	n := &node{log: log, serving: make(chan struct{})}
+	var errs []error
+	if n.tokens, errs = newAuthority(config, log); len(errs) > 0 {
+		return nil, errors.Join(errs...)
+	}
+	if n.tokens == nil {
+		log.Warn("no key for tokens is set: whoever can connect may be anybody in any room")
+	}
 	var err error
 	if n.listener, err = net.Listen("tcp", ":"+strconv.Itoa(config.Port)); err != nil {
 		return nil, err
@@ -167,7 +177,10 @@ func (n *node) wire(config Config) {
 	n.hub.bridge = n.bridge
 	n.owed = newOwed(n.service)
 	n.workers = newWorkers()
-	n.handlers = &handlers{workers: n.workers, service: n.service, hub: n.hub, owed: n.owed, node: id, maxRooms: config.MaxRoomsPerSocket, log: n.log}
+	refusals := &refusals{}
+	n.handlers = &handlers{workers: n.workers, service: n.service, hub: n.hub, owed: n.owed, node: id, maxRooms: config.MaxRoomsPerSocket, tokens: n.tokens,
+		rate: newRate(config.RatePerSecond, config.RateBurst), refusals: refusals, log: n.log}
+	gate := newGate(config.MaxConnections, config.MaxConnectionsPerAddress, refusals)
 	n.sockets = newSockets(socketOptions{
 		PingInterval:    25 * time.Second,
 		PingTimeout:     20 * time.Second,
@@ -177,6 +190,8 @@ func (n *node) wire(config Config) {
 		MaxUnsentBytes:  config.MaxUnsentBytes,
 		Origins:         config.Origins,
 		Logger:          n.log,
+		Admit:           gate.admit,
+		Refusals:        refusals,
 	}, n.handlers)
 	n.handlers.everyone = n.sockets.each
 	if config.SocketIOAdapter {
@@ -186,7 +201,7 @@ func (n *node) wire(config Config) {
 	mux.Handle("/socket.io/", n.sockets)
 	site := &web{service: n.service, apiKey: config.APIKey, unready: n.unready, log: n.log}
 	site.mount(mux)
-	n.server = &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute}
+	n.server = newHTTPServer(mux)
 }
 
 // unready is why no client should be sent here, nil if there is no reason.

@@ -175,7 +175,7 @@ func expectLines(p *nodeProcess, beginnings ...string) {
 func eventNames(t *testing.T, files map[string]*ast.File) (requests, pushes []string) {
 	t.Helper()
 	for constant, name := range constants(t, files["handlers.go"], "event") {
-		if constant == "eventPresence" {
+		if constant == "eventPresence" || constant == "eventExpired" {
 			pushes = append(pushes, name)
 		} else {
 			requests = append(requests, name)

@@ -24,7 +24,10 @@ const (
 	socketConnectError = '4'
 )
 
-const maxAckDigits = 20 // more than any counter of a client has
+const (
+	maxAckDigits = 20 // more than any counter of a client has
+	maxRefused   = 16 // CONNECT packets of a client, until it is one that only wants to keep the server busy
+)
 
 var (
 	errPacket = closeError{ws.StatusPolicyViolation, "not a Socket.IO packet that is allowed here"}
@@ -89,7 +92,9 @@ type client struct {
 	in     sync.Mutex // one packet, or the end, at a time; nothing that sends takes it
 	peer   peer       // once connected
 	over   bool
-	silent *time.Timer // closes a client that does not connect; nil once connected
+	silent *time.Timer // ends a client that does not connect; nil once connected
+
+	refused uint8 // CONNECT packets, of this and other namespaces
 }
 
 // newID is what others see of a client: 20 random characters. The Engine.IO sid is none of their business, because whoever
@@ -101,11 +106,11 @@ func newID() string {
 }
 
 // begin gives the client its time to connect.
-func (c *client) begin(within time.Duration) {
+func (c *client) begin(within time.Duration, late func()) {
 	c.in.Lock()
 	defer c.in.Unlock()
 	if !c.over {
-		c.silent = time.AfterFunc(within, c.close)
+		c.silent = time.AfterFunc(within, late)
 	}
 }
 
@@ -137,9 +142,12 @@ func (c *client) ack(id ackID, payload []byte) {
 }
 
 // close closes the transport without a word: socket.io-client comes back by itself.
-func (c *client) close() {
+func (c *client) close() { c.closeFor(errClosed) }
+
+// closeFor is close, for a reason that the close frame tells.
+func (c *client) closeFor(why closeError) {
 	c.ending.CompareAndSwap(0, 1+int32(endAbrupt))
-	c.link.shut(errClosed)
+	c.link.shut(why)
 }
 
 // disconnect says goodbye for good: after a DISCONNECT socket.io-client stays away.
@@ -242,7 +250,16 @@ func (c *client) otherNamespace(kind byte, name []byte) error {
 	if kind != socketConnect {
 		return errPacket
 	}
-	c.send(newFrame([]byte{socketConnectError}, name, []byte(`,{"message":"Invalid namespace"}`)))
+	return c.refuse(name, []byte(`,{"message":"Invalid namespace"}`))
+}
+
+// refuse answers a CONNECT, and has a client closed that goes on with them.
+func (c *client) refuse(parts ...[]byte) error {
+	if c.refused == maxRefused {
+		return errPacket
+	}
+	c.refused++
+	c.send(newFrame(append([][]byte{{socketConnectError}}, parts...)...))
 	return nil
 }
 
@@ -253,8 +270,7 @@ func (c *client) welcome(auth []byte) error {
 	}
 	p, refusal := c.app.connect(c, auth)
 	if p == nil {
-		c.send(newFrame([]byte{socketConnectError}, refusal))
-		return nil
+		return c.refuse(refusal)
 	}
 	c.peer = p
 	c.stopWaiting()

@@ -424,7 +424,7 @@ func TestT13ConnectInTime(t *testing.T) {
 	c := s.connected(t)
 	eventually(t, patience, "a time to connect has passed", func() bool { // of another one, which began later
 		x := s.dial(t, direct4)
-		return x.closed() == ws.StatusGoingAway
+		return x.closed() == errLate.status
 	})
 	c.send(`421["still here"]`)
 	c.want("431[null]")

@@ -68,6 +68,13 @@ func (e *Error) appendFields(b []byte) []byte {
 	return append(b, '}')
 }
 
+// connectError is the data of Socket.IO's CONNECT_ERROR that tells the client of the failure.
+func (e *Error) connectError() []byte {
+	b := appendText(nil, `{"message":`, e.Message)
+	b = appendText(b, `,"data":{"code":`, string(e.Code))
+	return append(b, "}}"...)
+}
+
 // EventType is what happened to a member.
 type EventType string
 
@@ -209,9 +216,9 @@ type joinPayload struct {
 	State          json.RawMessage // compact; {} if the client gave none
 }
 
-// decodeJoin reads the payload of presence:join. Like all decoders it takes an empty raw or null as a payload without
+// decodeJoin reads the payload of presence:join, where bearer stands for a userId that is not given; "" = it has to be. Like all decoders it takes an empty raw or null as a payload without
 // fields, keeps nothing of raw, and fails with CodeInvalidPayload or CodeStateTooLarge.
-func decodeJoin(raw []byte, lim Limits) (joinPayload, *Error) {
+func decodeJoin(raw []byte, lim Limits, bearer string) (joinPayload, *Error) {
 	var room, user, state []byte
 	if err := readFields(raw, field{"roomId", &room}, field{"userId", &user}, field{"state", &state}); err != nil {
 		return joinPayload{}, err
@@ -221,8 +228,10 @@ func decodeJoin(raw []byte, lim Limits) (joinPayload, *Error) {
 	if p.RoomID, err = decodeID("roomId", room, lim); err != nil {
 		return joinPayload{}, err
 	}
-	if p.UserID, err = decodeID("userId", user, lim); err != nil {
-		return joinPayload{}, err
+	if p.UserID = bearer; user != nil || bearer == "" {
+		if p.UserID, err = decodeID("userId", user, lim); err != nil {
+			return joinPayload{}, err
+		}
 	}
 	if state == nil {
 		return p, nil
@@ -314,6 +323,15 @@ func decodeGet(raw []byte, lim Limits) (getPayload, *Error) {
 		}
 	}
 	return p, nil
+}
+
+// decodeAuth reads the token of presence:auth, or of the auth object of a connection; "" = none.
+func decodeAuth(raw []byte) (token string, err *Error) {
+	var text []byte
+	if err := readFields(raw, field{"token", &text}); err != nil || text == nil {
+		return "", err
+	}
+	return decodeText("token", text)
 }
 
 // field is one that a payload may have, and where its JSON goes.

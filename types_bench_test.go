@@ -40,7 +40,7 @@ func BenchmarkDecodeJoin(b *testing.B) {
 	raw := []byte(`{"roomId":"room-1","userId":"user-1","state":{"status":"online","cursor":{"x":1,"y":2}}}`)
 	b.ReportAllocs()
 	for b.Loop() {
-		if _, err := decodeJoin(raw, testLimits); err != nil {
+		if _, err := decodeJoin(raw, testLimits, ""); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -18,7 +18,7 @@ var decoders = []struct {
 	event, valid string
 	decode       func(raw []byte) (any, *Error)
 }{
-	{"join", `{"roomId":"r","userId":"u","state":{}}`, func(raw []byte) (any, *Error) { return decodeJoin(raw, testLimits) }},
+	{"join", `{"roomId":"r","userId":"u","state":{}}`, func(raw []byte) (any, *Error) { return decodeJoin(raw, testLimits, "") }},
 	{"heartbeat", `{"roomId":"r","patchState":{},"epoch":1}`, func(raw []byte) (any, *Error) { return decodeHeartbeat(raw, testLimits) }},
 	{"leave", `{"roomId":"r"}`, func(raw []byte) (any, *Error) { return decodeLeave(raw, testLimits) }},
 	{"get", `{"roomId":"r","limit":10,"cursor":"c"}`, func(raw []byte) (any, *Error) { return decodeGet(raw, testLimits) }},
@@ -260,7 +260,7 @@ func FuzzDecode(f *testing.F) {
 				t.Fatalf("%s of %q: ack %s", d.event, raw, err.appendAck(nil))
 			}
 		}
-		if p, err := decodeJoin(raw, testLimits); err == nil {
+		if p, err := decodeJoin(raw, testLimits, ""); err == nil {
 			checkAgainstModel(t, raw, p)
 		}
 	})

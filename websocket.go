@@ -24,6 +24,8 @@ const (
 	readStep   = 4096        // bytes; a frame's announced length alone makes nobody allocate more than this
 	linger     = time.Second // for a client to take the last frames before its connection is closed
 	maxGather  = 1024        // frames of one writev: IOV_MAX of Linux
+	partBytes  = 256         // that a message's fragments have on average at least, but for the first few
+	freeParts  = 16          // those
 	keptQueue  = 16          // slots of an empty queue that are kept for the next frames
 )
 
@@ -44,6 +46,7 @@ var (
 	errBinary   = closeError{ws.StatusUnsupportedData, "text only"}
 	errUTF8     = closeError{ws.StatusInvalidFramePayloadData, "not UTF-8"}
 	errTooLarge = closeError{ws.StatusMessageTooBig, "message too large"}
+	errTooSmall = closeError{ws.StatusPolicyViolation, "fragments too small"}
 
 	errTooSlow = errors.New("client does not read what is sent to it")
 )
@@ -198,6 +201,7 @@ type frameReader struct {
 	max     int // bytes of one message, all its fragments together
 	state   ws.State
 	message []byte                     // the fragments so far
+	parts   int                        // how many
 	scratch [ws.MaxHeaderSize - 2]byte // for ReadHeaderBuffer
 }
 
@@ -261,12 +265,15 @@ func (r *frameReader) fragment(h ws.Header) ([]byte, error) {
 		return nil, err
 	}
 	ws.Cipher(r.message[start:], h.Mask, 0)
+	if r.parts++; r.parts > freeParts+len(r.message)/partBytes {
+		return nil, errTooSmall
+	}
 	if !h.Fin {
 		r.state = r.state.Set(ws.StateFragmented)
 		return nil, nil
 	}
 	message := r.message
-	r.message, r.state = nil, r.state.Clear(ws.StateFragmented)
+	r.message, r.parts, r.state = nil, 0, r.state.Clear(ws.StateFragmented)
 	return message, nil
 }
 
