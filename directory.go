@@ -115,7 +115,7 @@ func (s *Service) findAll(ctx context.Context, room, user string, conns []string
 	for i, conn := range conns {
 		m, ok := parseMeta(answer.text(2 * i))
 		if ok && m.User == user {
-			found = append(found, userConn{room, Entry{ConnID: conn, UserID: user, State: m.State, LastSeenMs: int64(answer.float(2*i + 1)), Epoch: m.Epoch}})
+			found = append(found, userConn{room, s.entry(conn, m, int64(answer.float(2*i+1)))})
 		}
 	}
 	return found, nil

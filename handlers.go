@@ -470,13 +470,21 @@ func (c *connection) confirm(ctx context.Context, m Member, how removal) error {
 }
 
 // ended is called once, after the last event.
-func (c *connection) ended(endReason) {
+func (c *connection) ended(reason endReason) {
 	c.expiry.stop()
 	ctx, cancel := context.WithTimeout(context.Background(), answerWithin)
 	defer cancel()
+	grace := c.service.options.Grace
+	until := time.Now().Add(grace)
 	for _, m := range c.rooms {
 		c.forget(m)
-		if err := c.confirm(ctx, m.present(), removal{reason: ReasonDisconnected, floor: m.room.revision()}); err != nil {
+		var err error
+		if reason == endAbrupt && grace > 0 {
+			err = c.owed.hold(ctx, m.present(), until)
+		} else {
+			err = c.confirm(ctx, m.present(), removal{reason: ReasonDisconnected, floor: m.room.revision()})
+		}
+		if err != nil {
 			c.log.Warn("leave of a closed connection is not confirmed", "room", m.Room, "conn", m.Conn, "error", err)
 		}
 	}

@@ -46,6 +46,10 @@ func (k roomKeys) revision() string { return k.prefix + "rev" }
 // conns is a set of connection ids. It lives as long as the room has members.
 func (k roomKeys) conns() string { return k.prefix + "conns" }
 
+// held is a sorted set, all scores 0: user and connection of those that are held back after a broken connection. It may name
+// too many. It expires an hour after the last of them has to leave.
+func (k roomKeys) held() string { return k.prefix + "held" }
+
 // events is the channel that carries each change of the room once.
 func (k roomKeys) events() string { return k.prefix + "events" }
 

@@ -16,6 +16,7 @@ func TestKeysAreThoseOfTheProtocol(t *testing.T) {
 		k.lastSeen():             "prs:{room:lobby}:last_seen",
 		k.revision():             "prs:{room:lobby}:rev",
 		k.conns():                "prs:{room:lobby}:conns",
+		k.held():                 "prs:{room:lobby}:held",
 		k.events():               "prs:{room:lobby}:events",
 		connKey("lobby", "c1"):   "prs:conn:{room:lobby}:c1",
 		kickKey("lobby", "c1"):   "prs:kick:{room:lobby}:c1",
@@ -96,7 +97,7 @@ func FuzzKeysOfOneRoomShareASlot(f *testing.F) {
 		}
 		k := keysOf(room)
 		want := hashSlot(k.events())
-		for _, key := range scriptKeys(room, "c1", "c2") {
+		for _, key := range append(scriptKeys(room, "c1", "c2"), k.held()) {
 			if got := hashSlot(key); got != want {
 				t.Errorf("%q is in slot %d, the room's channel in %d", key, got, want)
 			}
@@ -128,7 +129,7 @@ func FuzzNoTwoPlacesShareAKey(f *testing.F) {
 		}
 		owner := map[string]string{}
 		for _, room := range []string{room1, room2} {
-			for _, key := range append(keysOf(room).indices(), keysOf(room).events()) {
+			for _, key := range append(keysOf(room).indices(), keysOf(room).held(), keysOf(room).events()) {
 				if other, taken := owner[key]; taken && other != room {
 					t.Errorf("rooms %q and %q share %q", other, room, key)
 				}

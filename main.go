@@ -168,6 +168,7 @@ func (n *node) wire(config Config) {
 		ReaperInterval: config.ReaperInterval,
 		Limits:         Limits{IDBytes: config.MaxIDBytes, StateBytes: config.MaxStateBytes},
 		MaxMembers:     config.MaxRoomMembers,
+		Grace:          config.Grace,
 		Node:           id,
 		Sharded:        config.ShardedPubSub,
 		Logger:         n.log,

@@ -24,6 +24,7 @@ const (
 type owedLeave struct {
 	member Member
 	reason Reason
+	until  time.Time // up to which the member is held back; zero = it leaves at once
 	absent time.Time // since when Redis answers that a member without an epoch is not there
 }
 
@@ -33,6 +34,7 @@ type owed struct {
 
 	mu   sync.Mutex
 	list map[string]map[string]*owedLeave // by connection and room: the latest covers those before it
+	wake chan struct{}                    // there is something new
 
 	ctx  context.Context
 	stop context.CancelFunc
@@ -40,30 +42,54 @@ type owed struct {
 }
 
 func newOwed(s *Service) *owed {
-	o := &owed{service: s, list: map[string]map[string]*owedLeave{}}
+	o := &owed{service: s, list: map[string]map[string]*owedLeave{}, wake: make(chan struct{}, 1)}
 	o.ctx, o.stop = context.WithCancel(context.Background())
 	o.work.Go(o.loop)
 	return o
 }
 
-// close tries once more what is left, as long as ctx allows, and stops. It returns how many leaves stay unconfirmed.
+// close tries once more what is left, as long as ctx allows, and stops. It returns how many leaves stay unconfirmed. Who is
+// held back stays so, for a reaper.
 func (o *owed) close(ctx context.Context) (unconfirmed int) {
 	o.stop()
 	o.work.Wait()
-	o.try(ctx)
-	for _, rooms := range o.list {
-		unconfirmed += len(rooms)
-	}
-	return unconfirmed
+	return o.try(ctx)
 }
 
-func (o *owed) add(m Member, reason Reason) {
+func (o *owed) add(m Member, reason Reason) { o.put(&owedLeave{member: m, reason: reason}) }
+
+// hold has Redis hold a member back whose connection broke, and ends that in time. An error says that Redis has not
+// confirmed it yet.
+func (o *owed) hold(ctx context.Context, m Member, until time.Time) error {
+	m.State = nil // there may be many
+	leave := &owedLeave{member: m, reason: ReasonDisconnected, until: until}
+	err := o.holdBack(ctx, leave)
+	if err != nil {
+		o.put(leave)
+	}
+	return err
+}
+
+func (o *owed) holdBack(ctx context.Context, leave *owedLeave) error {
+	err := o.service.hold(ctx, leave.member, time.Until(leave.until))
+	if err == nil {
+		time.AfterFunc(time.Until(leave.until), func() { o.add(leave.member, leave.reason) })
+	}
+	return err
+}
+
+func (o *owed) put(leave *owedLeave) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	m := leave.member
 	if o.list[m.Conn] == nil {
 		o.list[m.Conn] = map[string]*owedLeave{}
 	}
-	o.list[m.Conn][m.Room] = &owedLeave{member: m, reason: reason}
+	o.list[m.Conn][m.Room] = leave
+	select {
+	case o.wake <- struct{}{}:
+	default:
+	}
 }
 
 // take hands over what is owed for a connection in a room, "" = all its rooms, to a request of the client that is about to
@@ -91,14 +117,20 @@ func (o *owed) strike(m Member) {
 }
 
 func (o *owed) loop() {
-	for o.ctx.Err() == nil {
-		pause(o.ctx, owedPause)
-		o.try(o.ctx)
+	for {
+		select {
+		case <-o.ctx.Done():
+			return
+		case <-o.wake:
+		}
+		for o.try(o.ctx) > 0 && o.ctx.Err() == nil {
+			pause(o.ctx, owedPause)
+		}
 	}
 }
 
-// try repeats every leave once. Those that fail stay.
-func (o *owed) try(ctx context.Context) {
+// try repeats every leave once. Those that fail stay; it returns how many.
+func (o *owed) try(ctx context.Context) (left int) {
 	o.mu.Lock()
 	list := make([]*owedLeave, 0, len(o.list))
 	for _, rooms := range o.list {
@@ -121,6 +153,12 @@ func (o *owed) try(ctx context.Context) {
 	}
 	close(work)
 	workers.Wait()
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, rooms := range o.list {
+		left += len(rooms)
+	}
+	return left
 }
 
 func (o *owed) done(leave *owedLeave) {
@@ -136,10 +174,13 @@ func (o *owed) owes(leave *owedLeave) bool {
 	return o.list[leave.member.Conn][leave.member.Room] == leave
 }
 
-// settle removes the incarnation that is owed and tells whether nothing is left to do.
+// settle removes the incarnation that is owed, or holds it back, and tells whether nothing is left to do.
 func (o *owed) settle(ctx context.Context, leave *owedLeave) bool {
 	ctx, cancel := context.WithTimeout(ctx, answerWithin)
 	defer cancel()
+	if time.Now().Before(leave.until) {
+		return o.holdBack(ctx, leave) == nil
+	}
 	m, err := o.known(ctx, leave.member)
 	if hasCode(err, CodeNotJoined) {
 		return leave.watched()

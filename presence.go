@@ -27,7 +27,8 @@ type Options struct {
 	ReaperInterval time.Duration // how often the reaper looks; default 3 s, negative = this service runs no reaper
 	Limits         Limits        // default 200 bytes for an id, 16384 for a state
 	MaxMembers     int           // connections in a room; default no limit
-	Node           string        // owner of the connections that this service joins, A–Z a–z 0–9 _ - only; default none
+	Grace          time.Duration // how long a broken connection is held back, at most Lookback; default not at all
+	Node           string        // owner of the connections that this service joins, A–Z a–z 0–9 _ - only, but no single -; default none
 	Sharded        bool          // publish to sharded Pub/Sub (Redis 7 Cluster)
 	Logger         *slog.Logger  // default slog.Default()
 }
@@ -54,6 +55,7 @@ func NewService(rdb redis.UniversalClient, o Options) *Service {
 	o.TTL = cmp.Or(o.TTL, 30*time.Second)
 	o.Lookback = cmp.Or(o.Lookback, 2*o.TTL)
 	o.ReaperInterval = cmp.Or(o.ReaperInterval, 3*time.Second)
+	o.Grace = min(o.Grace, o.Lookback)
 	o.Limits.IDBytes = cmp.Or(o.Limits.IDBytes, 200)
 	o.Limits.StateBytes = cmp.Or(o.Limits.StateBytes, 16384)
 	o.Logger = cmp.Or(o.Logger, slog.Default())
@@ -150,6 +152,9 @@ func (s *Service) Heartbeat(ctx context.Context, room, conn string, patch json.R
 	if err != nil {
 		return false, 0, err
 	}
+	if m.held() {
+		return false, 0, notJoined()
+	}
 	if epoch != 0 && epoch != m.Epoch {
 		return false, 0, staleEpoch(m.Epoch)
 	}
@@ -199,20 +204,21 @@ type Member struct {
 	guest bool // known from Redis only: once it has left, it is not put back
 }
 
-// join writes m as a new incarnation in place of the one with m.Epoch (0 = none) and returns it as it is then. The
-// room's index entry must be there. floor is the highest revision of the room that the caller knows.
+// heldNode is the node of a connection that is held back: it belongs to none.
+const heldNode = "-"
+
+func (m Member) held() bool { return m.Node == heldNode }
+
+// join writes m as a new incarnation in place of the one with m.Epoch (0 = none) and returns it as it is then. What was held
+// back of its user leaves with it. The room's index entry must be there. floor is the highest revision of the room that the
+// caller knows.
 func (s *Service) join(ctx context.Context, m Member, floor int64) (Member, error) {
+	var held []any // connections of the user, as far as they are known to be held back
 	for ctx.Err() == nil {
 		if err := s.indexUser(ctx, m, m.Epoch+1); err != nil {
 			return m, err
 		}
-		replaces := ""
-		if m.Epoch != 0 {
-			replaces = strconv.FormatInt(m.Epoch, 10)
-		}
-		answer, err := s.run(ctx, s.scripts.join, scriptKeys(m.Room, m.Conn),
-			s.telling(m.Room, floor, m.Conn, m.User, literal(m.User), []byte(m.State), replaces, m.Node,
-				s.options.TTL.Milliseconds(), s.options.MaxMembers, m.Room)...)
+		answer, err := s.tryJoin(ctx, m, held, floor)
 		if err != nil {
 			return m, err
 		}
@@ -220,9 +226,14 @@ func (s *Service) join(ctx context.Context, m Member, floor int64) (Member, erro
 		case "ok":
 			m.Epoch = answer.int(1)
 			m.Rev = m.Epoch
+			for i := 2; i+1 < len(answer); i += 2 {
+				s.unindexUser(ctx, Member{Room: m.Room, User: m.User, Conn: answer.text(i), Epoch: answer.int(i + 1)})
+			}
 			return m, nil
 		case "epoch":
 			m.Epoch = answer.int(1)
+		case "held":
+			held = answer[1:]
 		case "full":
 			return m, &Error{Code: CodeRoomFull, Message: fmt.Sprintf("the room has its %d connections", s.options.MaxMembers)}
 		default:
@@ -230,6 +241,20 @@ func (s *Service) join(ctx context.Context, m Member, floor int64) (Member, erro
 		}
 	}
 	return m, unavailable(ctx.Err())
+}
+
+func (s *Service) tryJoin(ctx context.Context, m Member, held []any, floor int64) (reply, error) {
+	replaces := ""
+	if m.Epoch != 0 {
+		replaces = strconv.FormatInt(m.Epoch, 10)
+	}
+	conns := []string{m.Conn}
+	for i := range held {
+		conns = append(conns, reply(held).text(i))
+	}
+	args := s.telling(m.Room, floor, m.Conn, m.User, literal(m.User), []byte(m.State), replaces, m.Node,
+		s.options.TTL.Milliseconds(), s.options.MaxMembers, m.Room)
+	return s.run(ctx, s.scripts.join, s.keysWithHeld(m.Room, conns...), append(args, held...)...)
 }
 
 // heartbeat refreshes m, merges patch into its state if there is one, and puts m back where the room has lost it. m
@@ -366,14 +391,16 @@ func (s *Service) remove(ctx context.Context, room string, how removal, list []i
 		conns = append(conns, i.conn)
 		args = append(args, i.conn, epoch)
 	}
-	answer, err := s.run(ctx, s.scripts.remove, scriptKeys(room, conns...), args...)
+	answer, err := s.run(ctx, s.scripts.remove, s.keysWithHeld(room, conns...), args...)
 	if err != nil || answer.verdict() == "late" {
 		return 0, nil, err
 	}
 	for i := 1; i+2 < len(answer); i += 3 {
 		gone = append(gone, Member{Room: room, Conn: answer.text(i), User: answer.text(i + 1), Epoch: answer.int(i + 2)})
 	}
-	s.unindexUsers(ctx, gone)
+	for _, m := range gone {
+		s.unindexUser(ctx, m)
+	}
 	return answer.int(0), gone, nil
 }
 
@@ -397,12 +424,36 @@ func (s *Service) Kick(ctx context.Context, room, conn string) error {
 	case err != nil:
 		return err
 	case answer.verdict() == "ok":
-		s.unindexUsers(ctx, []Member{{Room: room, Conn: conn, User: answer.text(1), Epoch: answer.int(2)}})
+		s.unindexUser(ctx, Member{Room: room, Conn: conn, User: answer.text(1), Epoch: answer.int(2)})
 		return nil
 	case answer.verdict() == "missing":
 		return notJoined()
 	}
 	return answer.strange()
+}
+
+// hold holds m back, whose connection broke, up to its epoch, or whatever that is if it is 0. It stays in the room for this
+// time, unless its user joins the room before.
+func (s *Service) hold(ctx context.Context, m Member, within time.Duration) error {
+	if err := s.indexRoom(ctx, m.Room, within); err != nil {
+		return err
+	}
+	newest := ""
+	if m.Epoch != 0 {
+		newest = strconv.FormatInt(m.Epoch, 10)
+	}
+	_, err := s.run(ctx, s.scripts.hold, s.keysWithHeld(m.Room, m.Conn), m.Conn, newest,
+		within.Milliseconds(), s.options.Lookback.Milliseconds(), s.options.TTL.Milliseconds(), m.Room)
+	return err
+}
+
+// keysWithHeld are the KEYS of a script that knows of held-back connections where there are any.
+func (s *Service) keysWithHeld(room string, conns ...string) []string {
+	keys := scriptKeys(room, conns...)
+	if s.options.Grace > 0 {
+		keys = append(keys, keysOf(room).held())
+	}
+	return keys
 }
 
 // find reads one connection of a room; CodeNotJoined if it is not there.
@@ -431,11 +482,19 @@ func (s *Service) read(ctx context.Context, room string) (Snapshot, error) {
 		if !ok {
 			continue
 		}
-		lastSeen, _ := strconv.ParseFloat(seen[conn], 64)
-		v.Entries = append(v.Entries, Entry{ConnID: conn, UserID: m.User, State: m.State, LastSeenMs: int64(lastSeen), Epoch: m.Epoch, Rev: m.Rev})
+		score, _ := strconv.ParseFloat(seen[conn], 64)
+		v.Entries = append(v.Entries, s.entry(conn, m, int64(score)))
 	}
 	slices.SortFunc(v.Entries, func(a, b Entry) int { return strings.Compare(a.ConnID, b.ConnID) })
 	return v, nil
+}
+
+// entry is a member in a snapshot. lastSeen is that in Redis: of a connection that is held back it says when that ends.
+func (s *Service) entry(conn string, m Member, lastSeen int64) Entry {
+	if m.held() {
+		lastSeen += (s.options.Lookback - s.options.Grace).Milliseconds() // when it broke
+	}
+	return Entry{ConnID: conn, UserID: m.User, State: m.State, LastSeenMs: lastSeen, Epoch: m.Epoch, Rev: m.Rev}
 }
 
 // indexRoom makes sure that a reaper looks at the room before a member of it can be overdue for long.
@@ -451,13 +510,11 @@ func (s *Service) indexUser(ctx context.Context, m Member, epoch int64) error {
 	return err
 }
 
-// unindexUsers forgets where users were. The index may hold too much, so a failure is only told to the log.
-func (s *Service) unindexUsers(ctx context.Context, gone []Member) {
-	for _, m := range gone {
-		_, err := s.run(ctx, s.scripts.unindexUser, []string{userKey(m.User)}, userField(m.Room, m.Conn), m.Epoch)
-		if err != nil {
-			s.options.Logger.Debug("user index keeps a connection that left", "error", err)
-		}
+// unindexUser forgets where a user was. The index may hold too much, so a failure is only told to the log.
+func (s *Service) unindexUser(ctx context.Context, gone Member) {
+	_, err := s.run(ctx, s.scripts.unindexUser, []string{userKey(gone.User)}, userField(gone.Room, gone.Conn), gone.Epoch)
+	if err != nil {
+		s.options.Logger.Debug("user index keeps a connection that left", "error", err)
 	}
 }
 
@@ -567,6 +624,7 @@ var luaFiles embed.FS
 type script struct {
 	name           string
 	index          string // the type of the outer index that it works on; "" = it works on a room
+	holds          bool   // its KEYS are keysWithHeld
 	flagged, plain scriptText
 }
 
@@ -575,7 +633,7 @@ type scriptText struct {
 }
 
 type scripts struct {
-	join, heartbeat, patch, restore, remove, read, overdue, mend          *script
+	join, heartbeat, patch, restore, remove, hold, read, overdue, mend    *script
 	kick, count, find                                                     *script
 	indexRoom, claimRooms, settleRooms, indexUser, unindexUser, mendIndex *script
 }
@@ -589,17 +647,18 @@ const (
 
 func loadScripts() scripts {
 	return scripts{
-		join:        loadScript(writes, "", "base", "room", "join"),
+		join:        loadScript(writes, "", "base", "room", "held", "join"),
 		heartbeat:   loadScript(alwaysWorks, "", "heartbeat"),
 		patch:       loadScript(writes, "", "base", "room", "patch"),
 		restore:     loadScript(writes, "", "base", "room", "restore"),
-		remove:      loadScript(alwaysWorks, "", "base", "room", "remove"),
+		remove:      loadScript(alwaysWorks, "", "base", "room", "held", "remove"),
+		hold:        loadScript(alwaysWorks, "", "base", "room", "held", "hold"),
 		read:        loadScript(alwaysWorks, "", "base", "room", "read"),
 		overdue:     loadScript(alwaysWorks, "", "base", "room", "overdue"),
 		kick:        loadScript(alwaysWorks, "", "base", "room", "kick"),
 		count:       loadScript(alwaysWorks, "", "base", "room", "count"),
 		find:        loadScript(alwaysWorks, "", "base", "room", "find"),
-		mend:        loadScript(alwaysWorks, "", "base", "room", "mend"),
+		mend:        loadScript(alwaysWorks, "", "base", "room", "held", "mend"),
 		indexRoom:   loadScript(writes, "zset", "base", "index_room"),
 		claimRooms:  loadScript(alwaysWorks, "zset", "base", "claim_rooms"),
 		settleRooms: loadScript(alwaysWorks, "zset", "settle_rooms"),
@@ -622,6 +681,7 @@ func loadScript(flags, index string, files ...string) *script {
 	return &script{
 		name:    files[len(files)-1],
 		index:   index,
+		holds:   slices.Contains(files, "held"),
 		flagged: newScriptText(flags + "\n" + source.String()),
 		plain:   newScriptText(source.String()),
 	}
@@ -704,7 +764,7 @@ func (s *Service) mend(ctx context.Context, sc *script, keys []string) (err erro
 		return err
 	}
 	keys = slices.DeleteFunc(slices.Clone(keys), func(key string) bool { return strings.HasPrefix(key, kickPrefix) })
-	_, err = s.call(ctx, s.scripts.mend, keys, nil)
+	_, err = s.call(ctx, s.scripts.mend, keys, []any{sc.holds && s.options.Grace > 0})
 	return err
 }
 

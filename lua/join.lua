@@ -1,17 +1,31 @@
 -- Brings a connection into a room as a new incarnation.
 --
--- KEYS    as in room.lua, with the connection's hash
+-- KEYS    as in room.lua, with the connection's hash; where there is a grace also the hashes of ARGV 14…, then held
 -- ARGV    as in room.lua, then 5 connection, 6 user, 7 the user's literal, 8 state, 9 the epoch that it replaces
---         ('' = none), 10 node, 11 TTL in ms, 12 members allowed in the room (0 = no limit), 13 room
--- RETURNS {'ok', epoch}, {'epoch', stored} when another incarnation is there,
---         {'full'} when the room has no place; only 'ok' has written
+--         ('' = none), 10 node, 11 TTL in ms, 12 members allowed in the room (0 = no limit), 13 room,
+--         14… those of the user's connections that the caller knows to be held back
+-- RETURNS {'ok', epoch, connection, its epoch, …} with those that were held back and have left;
+--         {'epoch', stored} when another incarnation is there, {'held', connection, …} with all that are held back when ARGV
+--         lacks one, {'full'} when the room has no place; only 'ok' has written
 
 local hash, conn, replaces, ttl, limit, room = KEYS[6], ARGV[5], ARGV[9], ARGV[11], ARGV[12], ARGV[13]
 local mine = { user = ARGV[6], literal = ARGV[7], state = ARGV[8], node = ARGV[10] }
+local held_key, held = KEYS[#ARGV - 6], {}
 
 local old = parse_meta(redis.call('HGET', META, conn))
 if (old and old.epoch or '') ~= replaces then return { 'epoch', old and old.epoch or '' } end
-if not old and limit ~= '0' and redis.call('HLEN', META) >= tonumber(limit) then return { 'full' } end
+local hashes = {}
+if held_key then
+  local answer, known = { 'held' }, true
+  held = held_of(held_key, mine.user, conn)
+  for i = 14, #ARGV do hashes[ARGV[i]] = KEYS[i - 7] end
+  for i, m in ipairs(held) do
+    answer[i + 1] = m.conn
+    known = known and hashes[m.conn]
+  end
+  if not known then return answer end
+end
+if not old and limit ~= '0' and redis.call('HLEN', META) - #held >= tonumber(limit) then return { 'full' } end
 
 local prev = stored_revision()
 local now = now_text()
@@ -28,11 +42,22 @@ if moved or not old then
 else
   user_conns = redis.call('HGET', MEMBERS, mine.user)
 end
-redis.call('SET', REV, rev)
+for _, m in ipairs(held) do
+  forget(m.conn, hashes[m.conn])
+  redis.call('ZREM', held_key, held_member(m.user, m.conn))
+end
+redis.call('SET', REV, held[1] and digits(rev + #held) or rev)
 redis.call('HSET', META, conn, meta_value(mine))
 if moved then
   publish(prev, leave_rev, now, left_conns, 'leave', conn, old, 'replaced')
   prev = leave_rev
 end
 publish(prev, rev, now, user_conns, 'join', conn, mine, nil, mine.state)
-return { 'ok', rev }
+local answer = { 'ok', rev }
+for i, m in ipairs(held) do
+  prev, rev = rev, digits(rev + 1)
+  redis.call('HDEL', META, m.conn)
+  publish(prev, rev, now, release_user(m.user), 'leave', m.conn, m, 'disconnected')
+  answer[2 * i + 1], answer[2 * i + 2] = m.conn, m.epoch
+end
+return answer

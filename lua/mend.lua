@@ -1,9 +1,12 @@
 -- Deletes keys of a room that are of another type. What they held is built anew from conn_meta.
 --
--- KEYS    as in room.lua, with the hashes of connections
+-- KEYS    as in room.lua, with the hashes of connections; held may be the last
+-- ARGV    1 1 = held is
 -- RETURNS nothing
 
 local kinds = { 'hash', 'hash', 'zset', 'string', 'set' }
+local held = ARGV[1] == '1' and KEYS[#KEYS]
+if held then kinds[#KEYS] = 'zset' end
 for i = 1, #KEYS do ensure_type(KEYS[i], kinds[i] or 'hash') end
 
 local now = now_ms()
@@ -16,6 +19,7 @@ for i = 1, #all, 2 do
     redis.call('HINCRBY', MEMBERS, m.user, 1)
     redis.call('SADD', CONNS, all[i])
     redis.call('ZADD', LAST_SEEN, 'NX', digits(now), all[i])
+    if held and m.node == HELD then redis.call('ZADD', held, 0, held_member(m.user, all[i])) end
     counter = math.max(counter, tonumber(m.rev))
   else
     redis.call('HDEL', META, all[i])

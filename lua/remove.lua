@@ -1,26 +1,27 @@
 -- Removes connections from a room, each with one leave.
 --
--- KEYS    as in room.lua, with the hash of each connection
+-- KEYS    as in room.lua, with the hash of each connection; where there is a grace held as well
 -- ARGV    as in room.lua, then 5 reason, 6 lookback in ms: removes only who is silent for so long ('' = whatever its age),
 --         7 TIME in ms after which this call does nothing ('' = no such time), then for each connection its id and the
 --         highest epoch to remove ('' = any)
 -- RETURNS {the room's revision, connection, user, epoch, connection, user, epoch, …} of those removed; {'late'}
 
 local FIRST = 8
+local held_key = KEYS[6 + (#ARGV - FIRST + 1) / 2]
 local reason, lookback, not_after = ARGV[5], tonumber(ARGV[6]), tonumber(ARGV[7])
 
 local function silent(conn, now)
   return not lookback or (tonumber(redis.call('ZSCORE', LAST_SEEN, conn)) or 0) <= now - lookback
 end
 
-local function forget(conn, hash)
-  redis.call('SREM', CONNS, conn)
-  redis.call('ZREM', LAST_SEEN, conn)
-  redis.call('DEL', hash)
+-- Who is held back for as long as it may be was not silent.
+local function reason_for(m)
+  return m.node == HELD and reason == 'timeout' and 'disconnected' or reason
 end
 
 local now = now_text()
 if not_after and tonumber(now) > not_after then return { 'late' } end
+if held_key then redis.call('ZCARD', held_key) end
 local prev = stored_revision()
 local removed = { prev }
 for i = FIRST, #ARGV, 2 do
@@ -29,10 +30,11 @@ for i = FIRST, #ARGV, 2 do
   if silent(conn, now) and not (m and newest and tonumber(m.epoch) > newest) then
     forget(conn, hash)
     if m then
+      if m.node == HELD and held_key then redis.call('ZREM', held_key, held_member(m.user, conn)) end
       local rev = next_revision(prev, now)
       local user_conns = release_user(m.user)
       redis.call('HDEL', META, conn)
-      publish(prev, rev, now, user_conns, 'leave', conn, m, reason)
+      publish(prev, rev, now, user_conns, 'leave', conn, m, reason_for(m))
       prev = rev
       local n = #removed
       removed[n + 1], removed[n + 2], removed[n + 3] = conn, m.user, m.epoch

@@ -5,7 +5,7 @@
 --         revision, 11 node, 12 TTL in ms, 13 ms since its last heartbeat, 14 room,
 --         15 1 = only if the room still has some incarnation of it
 -- RETURNS {'ok', the connection's revision, the room's revision}; {'epoch', stored} when a newer incarnation,
---         {'rev', stored, state} when a newer state of it is there; {'missing'}; {'kicked', the room's
+--         {'rev', stored, state} when a newer state of it is there; {'missing'}, also when it is held back; {'kicked', the room's
 --         revision}. Only 'ok' has written.
 
 local hash, conn, ttl, age, room, guest = KEYS[6], ARGV[5], tonumber(ARGV[12]), tonumber(ARGV[13]), ARGV[14], ARGV[15] == '1'
@@ -17,7 +17,7 @@ local known = redis.call('SISMEMBER', CONNS, conn) == 1 and redis.call('ZSCORE',
 local prev = stored_revision()
 local fence = redis.pcall('GET', KEYS[7]) -- a table if it is of another type, and so none of ours
 if type(fence) == 'string' and tonumber(fence) >= tonumber(mine.epoch) then return { 'kicked', prev } end
-if guest and not old then return { 'missing' } end
+if guest and not old or old and old.node == HELD and old.epoch == mine.epoch then return { 'missing' } end
 if old and tonumber(old.epoch) > tonumber(mine.epoch) then return { 'epoch', old.epoch } end
 local same = old and old.epoch == mine.epoch
 if same and tonumber(old.rev) > tonumber(mine.rev) then return { 'rev', old.rev, old.state } end

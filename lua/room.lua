@@ -16,6 +16,7 @@
 
 local META, MEMBERS, LAST_SEEN, REV, CONNS = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local CHANNEL, PUBLISH, ROOM, KNOWN = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local HELD = '-' -- the node of a connection that is held back
 local EMPTY_ROOM_TTL = 3600000 -- ms that the counter of an empty room is kept
 local META_PATTERN = '^{"epoch":(%d+),"rev":(%d+),"node":"([^"]*)","userLen":(%d+),"userId":()'
 
