@@ -124,6 +124,7 @@ func (c *Config) oddities() (warnings []string) {
 		{c.ReaperLookback < c.TTL, "PRESENCE_REAPER_LOOKBACK_MS is below PRESENCE_TTL_MS: clients are culled within their heartbeat window"},
 		{c.NodeLease > c.ReaperLookback, "PRESENCE_NODE_LEASE_MS is above PRESENCE_REAPER_LOOKBACK_MS: the lease of a lost node finds nobody to remove"},
 		{c.Grace > c.ReaperLookback, "PRESENCE_GRACE_MS is above PRESENCE_REAPER_LOOKBACK_MS: a leave is held back for no longer than that"},
+		{c.PongKeepsAlive && c.ReaperLookback <= pingInterval, "PRESENCE_REAPER_LOOKBACK_MS is not above the 25000 between two pings: PRESENCE_PONG_KEEPS_ALIVE keeps nobody alive"},
 		{c.RatePerSecond > 0 && c.RateBurst == 0, "PRESENCE_RATE_BURST is 0 although there is a rate: 1 is used"},
 		{c.RateBurst > 0 && c.RateBurst < c.RatePerSecond, "PRESENCE_RATE_BURST is below PRESENCE_RATE_PER_SECOND: evenly spaced events only"},
 		{c.MaxStateBytes >= c.MaxMessageBytes, "PRESENCE_MAX_STATE_BYTES does not fit into PRESENCE_MAX_MESSAGE_BYTES: the largest states cannot be sent"},

@@ -41,7 +41,7 @@ func TestConfigDefaults(t *testing.T) {
 func TestEverySetting(t *testing.T) {
 	environ := []string{
 		"PORT=0", "REDIS_URL=rediss://u:p@h:1/2", "PRESENCE_TTL_MS=300", "PRESENCE_REAPER_INTERVAL_MS=50",
-		"PRESENCE_REAPER_LOOKBACK_MS=900", "PRESENCE_NODE_LEASE_MS=500", "PRESENCE_GRACE_MS=7",
+		"PRESENCE_REAPER_LOOKBACK_MS=30001", "PRESENCE_NODE_LEASE_MS=500", "PRESENCE_GRACE_MS=7",
 		"PRESENCE_DRAIN_WAIT_MS=8", "PRESENCE_DRAIN_MS=0", "PRESENCE_BATCH_MS=99",
 		"PRESENCE_MAX_ID_BYTES=1", "PRESENCE_MAX_STATE_BYTES=2", "PRESENCE_MAX_ROOMS_PER_SOCKET=3",
 		"PRESENCE_MAX_ROOM_MEMBERS=4", "PRESENCE_MAX_WATCHED_USERS=5", "PRESENCE_RATE_PER_SECOND=6",
@@ -54,7 +54,7 @@ func TestEverySetting(t *testing.T) {
 	}
 	want := Config{
 		RedisURL: "rediss://u:p@h:1/2", RedisURLGiven: true, TTL: 300 * time.Millisecond, ReaperInterval: 50 * time.Millisecond,
-		ReaperLookback: 900 * time.Millisecond, NodeLease: 500 * time.Millisecond, Grace: 7 * time.Millisecond,
+		ReaperLookback: 30001 * time.Millisecond, NodeLease: 500 * time.Millisecond, Grace: 7 * time.Millisecond,
 		DrainWait: 8 * time.Millisecond, Batch: 99 * time.Millisecond,
 		MaxIDBytes: 1, MaxStateBytes: 2, MaxRoomsPerSocket: 3, MaxRoomMembers: 4, MaxWatchedUsers: 5, RatePerSecond: 6,
 		RateBurst: 17, MaxMessageBytes: 256, MaxUnsentBytes: 9, MaxConnections: 11, MaxConnectionsPerAddress: 10,
@@ -166,6 +166,8 @@ func TestConfigWarns(t *testing.T) {
 		{"PRESENCE_REAPER_LOOKBACK_MS=30000", ""},
 		{"PRESENCE_NODE_LEASE_MS=60001", "PRESENCE_NODE_LEASE_MS"},
 		{"PRESENCE_GRACE_MS=60001", "PRESENCE_GRACE_MS"},
+		{"PRESENCE_PONG_KEEPS_ALIVE=true PRESENCE_TTL_MS=25000 PRESENCE_REAPER_LOOKBACK_MS=25000", "PRESENCE_REAPER_LOOKBACK_MS"},
+		{"PRESENCE_PONG_KEEPS_ALIVE=true PRESENCE_TTL_MS=25000 PRESENCE_REAPER_LOOKBACK_MS=25001", ""},
 		{"PRESENCE_RATE_BURST=0", "PRESENCE_RATE_BURST"},
 		{"PRESENCE_RATE_BURST=49", "PRESENCE_RATE_BURST"},
 		{"PRESENCE_RATE_BURST=0 PRESENCE_RATE_PER_SECOND=0", ""},

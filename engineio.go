@@ -330,9 +330,11 @@ func (h *heartbeat) tick() {
 	}
 }
 
-func (h *heartbeat) pong() {
-	h.awaited.Store(false)
+// pong reports whether it was waited for.
+func (h *heartbeat) pong() bool {
+	awaited := h.awaited.Swap(false)
 	h.timer.Reset(h.interval)
+	return awaited
 }
 
 func (h *heartbeat) stop() {
@@ -405,7 +407,9 @@ func takePacket(c *client, h *heartbeat, p []byte) error {
 	case packetMessage:
 		return c.receive(p[1:])
 	case packetPong:
-		h.pong()
+		if !h.pong() {
+			return nil // nobody asked
+		}
 		return c.pong()
 	case packetNoop:
 		return nil

@@ -42,6 +42,7 @@ type handlers struct {
 	owed     *owed
 	node     string
 	maxRooms int        // of one socket, 0 = no limit
+	pongs    bool       // count as heartbeats
 	tokens   *authority // nil = anybody is whoever they say
 	rate     *rate      // of one socket, nil = no limit
 	refusals *refusals
@@ -338,6 +339,20 @@ func (c *connection) refreshAll(ctx context.Context, p heartbeatPayload) ([]byte
 		return nil, first
 	}
 	return append(heartbeatAck(false), '}'), nil
+}
+
+// pong refreshes all rooms, for clients that cannot send heartbeats in time. Nobody is told what became of it.
+func (c *connection) pong() {
+	if !c.pongs {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), answerWithin)
+	defer cancel()
+	for _, m := range c.rooms {
+		if _, err := c.refresh(ctx, m, nil, false); err != nil {
+			c.log.Debug("a pong has not refreshed a member", "room", m.Room, "conn", m.Conn, "error", err)
+		}
+	}
 }
 
 // heartbeatAck is the open beginning of an acknowledgement.

@@ -33,6 +33,9 @@ const (
 	stopWithin = 9 * time.Second
 
 	startWithin = 5 * time.Second
+
+	// From a client's pong to the next ping.
+	pingInterval = 25 * time.Second
 )
 
 func main() {
@@ -179,11 +182,11 @@ func (n *node) wire(config Config) {
 	n.owed = newOwed(n.service)
 	n.workers = newWorkers()
 	refusals := &refusals{}
-	n.handlers = &handlers{workers: n.workers, service: n.service, hub: n.hub, owed: n.owed, node: id, maxRooms: config.MaxRoomsPerSocket, tokens: n.tokens,
+	n.handlers = &handlers{workers: n.workers, service: n.service, hub: n.hub, owed: n.owed, node: id, maxRooms: config.MaxRoomsPerSocket, pongs: config.PongKeepsAlive, tokens: n.tokens,
 		rate: newRate(config.RatePerSecond, config.RateBurst), refusals: refusals, log: n.log}
 	gate := newGate(config.MaxConnections, config.MaxConnectionsPerAddress, refusals)
 	n.sockets = newSockets(socketOptions{
-		PingInterval:    25 * time.Second,
+		PingInterval:    pingInterval,
 		PingTimeout:     20 * time.Second,
 		ConnectTimeout:  10 * time.Second,
 		WriteTimeout:    10 * time.Second,

@@ -46,14 +46,10 @@ type peer interface {
 	// event is an event of the client, on the goroutine that reads from it: the next packet waits. args are JSON values
 	// that may be kept.
 	event(name string, args []json.RawMessage, id ackID)
+	// pong is the client's answer to a ping of Engine.IO, as events come.
+	pong()
 	// ended comes exactly once, after the last event.
 	ended(reason endReason)
-}
-
-// ponger is a peer that wants to know of the client's answers to Engine.IO pings.
-type ponger interface {
-	// pong comes as events do.
-	pong()
 }
 
 // ackID is the id of an acknowledgement that the client waits for, digit by digit as it was sent; nil if it wants none.
@@ -168,13 +164,13 @@ func (c *client) receive(packet []byte) (err error) {
 	return c.packet(packet)
 }
 
-// pong tells the application, if it wants to know, that the client answered a ping.
+// pong tells the application that the client answered a ping.
 func (c *client) pong() (err error) {
 	c.in.Lock()
 	defer c.in.Unlock()
-	if p, ok := c.peer.(ponger); ok && !c.over {
+	if c.peer != nil && !c.over {
 		defer c.recovered(&err)
-		p.pong()
+		c.peer.pong()
 	}
 	return nil
 }
