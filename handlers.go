@@ -103,9 +103,8 @@ type connection struct {
 // membership is a connection's place in one room.
 type membership struct {
 	Member
-	room    *room
-	indexed time.Time // when the user's index was last told of it
-	unsure  bool      // a join again has an unknown outcome: Redis may have a newer incarnation
+	room   *room
+	unsure bool // a join again has an unknown outcome: Redis may have a newer incarnation
 }
 
 // present is the member as it is to be removed: whatever its epoch, if that is not sure.
@@ -224,7 +223,7 @@ func (c *connection) join(ctx context.Context, payload []byte, id ackID) ([]byte
 	joined, err := c.enter(ctx, m.room, wish, id)
 	switch {
 	case err == nil:
-		m.Member, m.indexed, m.unsure = joined, time.Now(), false
+		m.Member, m.unsure = joined, false
 		c.rooms[p.RoomID] = m
 	case !again:
 		c.hub.release(m.room)
@@ -370,7 +369,7 @@ func (c *connection) refresh(ctx context.Context, m *membership, patch json.RawM
 	}
 	if err == nil {
 		m.room.compare(rev)
-		c.renew(ctx, m)
+		_ = c.service.note(ctx, &m.Member, m.Epoch) // after two lookbacks the index would forget it: the next heartbeat tries again
 	}
 	if hasCode(err, CodeNotJoined) {
 		err = c.kicked(ctx, m)
@@ -385,13 +384,6 @@ func (c *connection) kicked(ctx context.Context, m *membership) error {
 	}
 	c.forget(m)
 	return notJoined()
-}
-
-// renew tells the user's index once per lookback that the member is still there: after two it would forget it.
-func (c *connection) renew(ctx context.Context, m *membership) {
-	if time.Since(m.indexed) >= c.service.options.Lookback && c.service.indexUser(ctx, m.Member, m.Epoch) == nil {
-		m.indexed = time.Now()
-	}
 }
 
 // follow takes over an incarnation that is newer than the one in memory: a join whose answer did not come in time.
@@ -474,6 +466,7 @@ func (c *connection) confirm(ctx context.Context, m Member, how removal) error {
 	stored, err := c.owed.known(ctx, m)
 	switch {
 	case err == nil:
+		how.noted = m.noted
 		_, _, err = c.service.remove(ctx, m.Room, how, []incarnation{{m.Conn, stored.Epoch}})
 	case hasCode(err, CodeNotJoined):
 		err = nil

@@ -44,6 +44,7 @@ type Service struct {
 	scripts scripts
 	publish string // the command that publishes
 	unflags atomic.Bool
+	left    departed
 
 	stop context.CancelFunc
 	ctx  context.Context // ends with Stop
@@ -201,7 +202,8 @@ type Member struct {
 
 	kickedAt int64 // not above the revision at which an operator removed it, 0 = that is not known
 
-	guest bool // known from Redis only: once it has left, it is not put back
+	guest bool      // known from Redis only: once it has left, it is not put back
+	noted time.Time // when its user's index was last told of it, zero = perhaps never
 }
 
 // heldNode is the node of a connection that is held back: it belongs to none.
@@ -214,8 +216,9 @@ func (m Member) held() bool { return m.Node == heldNode }
 // caller knows.
 func (s *Service) join(ctx context.Context, m Member, floor int64) (Member, error) {
 	var held []any // connections of the user, as far as they are known to be held back
+	m.noted = s.left.recall(m)
 	for ctx.Err() == nil {
-		if err := s.indexUser(ctx, m, m.Epoch+1); err != nil {
+		if err := s.note(ctx, &m, max(m.Epoch, floor)+1); err != nil {
 			return m, err
 		}
 		answer, err := s.tryJoin(ctx, m, held, floor)
@@ -231,7 +234,7 @@ func (s *Service) join(ctx context.Context, m Member, floor int64) (Member, erro
 			}
 			return m, nil
 		case "epoch":
-			m.Epoch = answer.int(1)
+			m.Epoch, m.noted = answer.int(1), time.Time{} // who removed another one takes it out of the index
 		case "held":
 			held = answer[1:]
 		case "full":
@@ -331,7 +334,8 @@ func (s *Service) restore(ctx context.Context, m *Member, age time.Duration, flo
 	if err := s.indexRoom(ctx, m.Room, s.options.Lookback-age); err != nil {
 		return err
 	}
-	if err := s.indexUser(ctx, *m, m.Epoch); err != nil {
+	m.noted = time.Time{}
+	if err := s.note(ctx, m, m.Epoch); err != nil {
 		return err
 	}
 	answer, err := s.run(ctx, s.scripts.restore, fencedKeys(m.Room, m.Conn),
@@ -369,6 +373,7 @@ type removal struct {
 	silent   time.Duration // only who was not heard of for so long; 0 = whatever its age
 	notAfter int64         // milliseconds, Redis' clock, after which nothing is done; 0 = no such time
 	floor    int64         // highest revision of the room that the caller knows
+	noted    time.Time     // of the member, if its owner removes it
 }
 
 // remove takes connections out of a room, one leave for each, and returns those that it found there and the room's
@@ -398,8 +403,12 @@ func (s *Service) remove(ctx context.Context, room string, how removal, list []i
 	for i := 1; i+2 < len(answer); i += 3 {
 		gone = append(gone, Member{Room: room, Conn: answer.text(i), User: answer.text(i + 1), Epoch: answer.int(i + 2)})
 	}
-	for _, m := range gone {
-		s.unindexUser(ctx, m)
+	if how.noted.IsZero() {
+		for _, m := range gone {
+			s.unindexUser(ctx, m)
+		}
+	} else {
+		s.unindexLater(gone, how.noted)
 	}
 	return answer.int(0), gone, nil
 }
@@ -503,6 +512,19 @@ func (s *Service) indexRoom(ctx context.Context, room string, life time.Duration
 	return err
 }
 
+// note makes sure that the index of its user tells of m, until the next call a lookback later.
+func (s *Service) note(ctx context.Context, m *Member, epoch int64) error {
+	now := time.Now()
+	if now.Sub(m.noted) < s.options.Lookback {
+		return nil
+	}
+	if err := s.indexUser(ctx, *m, epoch); err != nil {
+		return err
+	}
+	m.noted = now
+	return nil
+}
+
 // indexUser notes where the user is going to be, with an epoch that is not above that of the connection there.
 func (s *Service) indexUser(ctx context.Context, m Member, epoch int64) error {
 	_, err := s.run(ctx, s.scripts.indexUser, []string{userKey(m.User)},
@@ -510,12 +532,109 @@ func (s *Service) indexUser(ctx context.Context, m Member, epoch int64) error {
 	return err
 }
 
-// unindexUser forgets where a user was. The index may hold too much, so a failure is only told to the log.
+// unindexUser forgets where a user was.
 func (s *Service) unindexUser(ctx context.Context, gone Member) {
-	_, err := s.run(ctx, s.scripts.unindexUser, []string{userKey(gone.User)}, userField(gone.Room, gone.Conn), gone.Epoch)
-	if err != nil {
-		s.options.Logger.Debug("user index keeps a connection that left", "error", err)
+	s.unindexPlaces(ctx, gone.User, map[string]departure{userField(gone.Room, gone.Conn): {epoch: gone.Epoch}})
+}
+
+// unindexPlaces forgets many at once. The index may hold too much, so a failure is only told to the log.
+func (s *Service) unindexPlaces(ctx context.Context, user string, places map[string]departure) {
+	args := make([]any, 0, 2*len(places))
+	for field, d := range places {
+		args = append(args, field, d.epoch)
 	}
+	if _, err := s.run(ctx, s.scripts.unindexUser, []string{userKey(user)}, args...); err != nil {
+		s.options.Logger.Debug("a user's index keeps connections that left", "error", err)
+	}
+}
+
+const (
+	// How long the places that members left stay in their users' indices.
+	departedPause = 100 * time.Millisecond
+
+	// Indices that are tidied at the same time, and for how long at most.
+	departedWorkers = 32
+	departedTime    = time.Second
+)
+
+// departed are places that members left whom their owner removed: nobody puts those back. They are taken out of their
+// users' indices a little later, many at once, and not at all if the member comes back before.
+type departed struct {
+	mu    sync.Mutex
+	users map[string]map[string]departure // by user and field
+	busy  bool
+}
+
+type departure struct {
+	epoch int64
+	noted time.Time
+}
+
+// recall strikes a place to which its member comes back, and tells when the index was told of it. Zero = it is not there.
+func (d *departed) recall(m Member) (noted time.Time) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	field := userField(m.Room, m.Conn)
+	noted = d.users[m.User][field].noted
+	if delete(d.users[m.User], field); len(d.users[m.User]) == 0 {
+		delete(d.users, m.User)
+	}
+	return noted
+}
+
+// take hands over all places. There are none when it says that nobody is busy with them any more.
+func (d *departed) take() (users map[string]map[string]departure, busy bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	users, d.users = d.users, nil
+	d.busy = len(users) > 0
+	return users, d.busy
+}
+
+// unindexLater forgets in a while where users were.
+func (s *Service) unindexLater(gone []Member, noted time.Time) {
+	s.left.mu.Lock()
+	defer s.left.mu.Unlock()
+	for _, m := range gone {
+		if s.left.users == nil {
+			s.left.users = map[string]map[string]departure{}
+		}
+		if s.left.users[m.User] == nil {
+			s.left.users[m.User] = map[string]departure{}
+		}
+		s.left.users[m.User][userField(m.Room, m.Conn)] = departure{m.Epoch, noted}
+	}
+	if !s.left.busy && len(gone) > 0 && s.ctx.Err() == nil {
+		s.left.busy = true
+		s.work.Go(s.tidy)
+	}
+}
+
+// tidy takes out what members left, until there is nothing more. At the end of the service it does so at once.
+func (s *Service) tidy() {
+	for {
+		pause(s.ctx, departedPause)
+		users, busy := s.left.take()
+		if !busy {
+			return
+		}
+		s.unindexAll(users)
+	}
+}
+
+func (s *Service) unindexAll(users map[string]map[string]departure) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(s.ctx), departedTime)
+	defer cancel()
+	var work sync.WaitGroup
+	slots := make(chan struct{}, departedWorkers)
+	for user, places := range users {
+		slots <- struct{}{}
+		work.Go(func() {
+			defer func() { <-slots }()
+			s.unindexPlaces(ctx, user, places)
+		})
+	}
+	work.Wait()
 }
 
 func staleEpoch(current int64) *Error {

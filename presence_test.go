@@ -1455,6 +1455,62 @@ func TestAJoinRightAfterALeaveStaysInTheUserIndex(t *testing.T) {
 	})
 }
 
+// A member that leaves by its owner and comes back at once costs the user index nothing, and stays in it. One that does not
+// come back is taken out.
+func TestTheUserIndexOutlivesAShortAbsence(t *testing.T) {
+	eachBackend(t, func(t *testing.T, b backend) {
+		rdb := &faultyRedis{UniversalClient: b.open(t)}
+		s, room := startService(t, rdb, Options{}), uniqueRoom(t)
+		user := "user of " + room
+		m := mustJoin(t, s, room, user, "a", `{}`)
+		s.left.busy = true // the test tidies
+		for range 3 {
+			own := removal{reason: ReasonLeft, noted: m.noted}
+			if _, gone, err := s.remove(t.Context(), room, own, []incarnation{{"a", m.Epoch}}); err != nil || len(gone) != 1 {
+				t.Fatalf("removed %v, %v", gone, err)
+			}
+			rdb.start(nil)
+			var err error
+			if m, err = s.join(t.Context(), Member{Room: room, User: user, Conn: "a", State: raw(`{}`)}, m.Epoch); err != nil {
+				t.Fatal(err)
+			}
+			if rdb.count() != 1 {
+				t.Errorf("a join right after a leave was %d scripts, want its own only", rdb.count())
+			}
+		}
+		users, busy := s.left.take()
+		s.unindexAll(users)
+		if index := rdb.HGetAll(t.Context(), userKey(user)).Val(); len(index) != 1 {
+			t.Errorf("the user is in a room, and the index has %v", index)
+		}
+		if busy {
+			t.Error("there is something to tidy")
+		}
+		own := removal{reason: ReasonLeft, noted: m.noted}
+		if _, _, err := s.remove(t.Context(), room, own, []incarnation{{"a", m.Epoch}}); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, patience, "the index is empty", func() bool { return rdb.Exists(t.Context(), userKey(user)).Val() == 0 })
+	})
+}
+
+// What a service still has to take out of the indices is done at its end.
+func TestStopTidiesTheUserIndices(t *testing.T) {
+	b := miniRedis(t)
+	rdb := b.open(t)
+	s, room := startService(t, rdb, Options{}), uniqueRoom(t)
+	for _, user := range []string{"ann", "bob"} {
+		m := mustJoin(t, s, room, user, "c-"+user, `{}`)
+		if _, _, err := s.remove(t.Context(), room, removal{reason: ReasonLeft, noted: m.noted}, []incarnation{{m.Conn, m.Epoch}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.Stop()
+	if left := rdb.Exists(t.Context(), userKey("ann"), userKey("bob")).Val(); left != 0 {
+		t.Errorf("%d indices still tell of users who left", left)
+	}
+}
+
 func TestLivesOfKeys(t *testing.T) {
 	eachBackend(t, func(t *testing.T, b backend) {
 		s, room := startService(t, b.open(t), Options{TTL: 40 * time.Second}), uniqueRoom(t)
