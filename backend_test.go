@@ -45,6 +45,7 @@ func TestMain(m *testing.M) {
 	before := goroutines()
 	code := m.Run()
 	stopSharedRedis()
+	_ = os.RemoveAll(sharedBinary.dir) // "" is nothing
 	if code == 0 && flag.Lookup("test.fuzz").Value.String() == "" {
 		if leaked := leakedGoroutines(before, 5*time.Second); leaked != "" {
 			fmt.Fprintf(os.Stderr, "goroutines left behind by the tests:\n\n%s\n", leaked)

@@ -40,7 +40,7 @@ type handlers struct {
 	service  *Service
 	hub      *hub
 	owed     *owed
-	node     string
+	lease    *lease
 	maxRooms int        // of one socket, 0 = no limit
 	pongs    bool       // count as heartbeats
 	tokens   *authority // nil = anybody is whoever they say
@@ -219,7 +219,7 @@ func (c *connection) join(ctx context.Context, payload []byte, id ackID) ([]byte
 			m.Epoch = before[0].Epoch
 		}
 	}
-	wish := Member{Room: p.RoomID, User: p.UserID, Conn: c.client.ID(), Node: c.node, State: p.State, Epoch: m.Epoch}
+	wish := Member{Room: p.RoomID, User: p.UserID, Conn: c.client.ID(), State: p.State, Epoch: m.Epoch}
 	joined, err := c.enter(ctx, m.room, wish, id)
 	switch {
 	case err == nil:
@@ -251,7 +251,13 @@ func (c *connection) enter(ctx context.Context, r *room, wish Member, id ackID) 
 	if err != nil {
 		return wish, err
 	}
+	if wish.Node, err = c.lease.host(ctx, wish.Room); err != nil {
+		return wish, err
+	}
 	joined, err := c.service.join(ctx, wish, floor)
+	if err == nil {
+		err = c.keep(ctx, &joined, floor)
+	}
 	if err != nil {
 		joined.Epoch = 0
 		return joined, err
@@ -261,6 +267,18 @@ func (c *connection) enter(ctx context.Context, r *room, wish Member, id ackID) 
 			c.client.ack(id, c.joinAck(joined, rev, snapshot()))
 		}
 	})
+}
+
+// keep writes a new member once more if the node has lost its lease meanwhile: nobody puts back what was not there yet.
+func (c *connection) keep(ctx context.Context, m *Member, floor int64) error {
+	if m.Node == c.lease.name() {
+		return nil
+	}
+	var err error
+	if m.Node, err = c.lease.host(ctx, m.Room); err != nil {
+		return err
+	}
+	return c.service.restore(ctx, m, 0, floor)
 }
 
 func (c *connection) joinAck(m Member, rev int64, snapshot []byte) []byte {

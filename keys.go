@@ -10,7 +10,18 @@ const (
 	// activeRoomsKey is the reaper's index. Sorted set: room id → milliseconds, Redis' clock, at which the room is
 	// next to be looked at. A score with a fraction marks a claim of a reaper. No TTL.
 	activeRoomsKey = keyPrefix + "active_rooms"
+
+	// leasesKey is in the slot of {nodes}. Sorted set: node → milliseconds, Redis' clock, at which its lease ends. A score
+	// with a fraction marks a node that was declared lost, and when the claim of the reaper that removes its connections
+	// is over. It expires leaseKeysTTL after the last renewal.
+	leasesKey = keyPrefix + "{nodes}:leases"
 )
+
+// nodeRoomsKey is in the slot of {nodes}. Hash: room in which the node has connections → number of the turn in which that
+// was noted. It expires leaseKeysTTL after the node's last renewal.
+func nodeRoomsKey(node string) string {
+	return keyPrefix + "{nodes}:" + node + ":rooms"
+}
 
 const (
 	eventsPrefix = keyPrefix + "{room:"

@@ -11,6 +11,8 @@ func TestKeysAreThoseOfTheProtocol(t *testing.T) {
 	k := keysOf("lobby")
 	cases := map[string]string{
 		activeRoomsKey:           "prs:active_rooms",
+		leasesKey:                "prs:{nodes}:leases",
+		nodeRoomsKey("n1"):       "prs:{nodes}:n1:rooms",
 		k.meta():                 "prs:{room:lobby}:conn_meta",
 		k.members():              "prs:{room:lobby}:members",
 		k.lastSeen():             "prs:{room:lobby}:last_seen",

@@ -4,7 +4,6 @@ package main
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -96,6 +95,7 @@ type node struct {
 	redis    redis.UniversalClient
 	scripts  redis.UniversalClient // redis as the service uses it
 	service  *Service
+	lease    *lease
 	hub      *hub
 	bridge   *bridge
 	owed     *owed
@@ -164,25 +164,26 @@ func (n *node) openRedis(ctx context.Context, config Config) (err error) {
 
 // wire makes the parts know each other, from Redis to the sockets.
 func (n *node) wire(config Config) {
-	id := rand.Text()
 	n.service = NewService(n.scripts, Options{
 		TTL:            config.TTL,
 		Lookback:       config.ReaperLookback,
 		ReaperInterval: config.ReaperInterval,
+		NodeLease:      config.NodeLease,
 		Limits:         Limits{IDBytes: config.MaxIDBytes, StateBytes: config.MaxStateBytes},
 		MaxMembers:     config.MaxRoomMembers,
 		Grace:          config.Grace,
-		Node:           id,
 		Sharded:        config.ShardedPubSub,
 		Logger:         n.log,
 	})
+	n.lease = newLease(n.service, config.NodeLease, n.log)
 	n.hub = newHub(n.service, presenceFrame, config.TTL/4, n.log)
 	n.bridge = newBridge(n.redis, config.ShardedPubSub, n.hub, n.log)
 	n.hub.bridge = n.bridge
+	n.hub.deserted = n.lease.leave
 	n.owed = newOwed(n.service)
 	n.workers = newWorkers()
 	refusals := &refusals{}
-	n.handlers = &handlers{workers: n.workers, service: n.service, hub: n.hub, owed: n.owed, node: id, maxRooms: config.MaxRoomsPerSocket, pongs: config.PongKeepsAlive, tokens: n.tokens,
+	n.handlers = &handlers{workers: n.workers, service: n.service, hub: n.hub, owed: n.owed, lease: n.lease, maxRooms: config.MaxRoomsPerSocket, pongs: config.PongKeepsAlive, tokens: n.tokens,
 		rate: newRate(config.RatePerSecond, config.RateBurst), refusals: refusals, log: n.log}
 	gate := newGate(config.MaxConnections, config.MaxConnectionsPerAddress, refusals)
 	n.sockets = newSockets(socketOptions{
@@ -198,6 +199,7 @@ func (n *node) wire(config Config) {
 		Refusals:        refusals,
 	}, n.handlers)
 	n.handlers.everyone = n.sockets.each
+	n.lease.start(func() {})
 	if config.SocketIOAdapter {
 		n.casts = newBroadcaster(n.redis, n.handlers, n.log)
 	}
@@ -240,6 +242,7 @@ func (n *node) stop() {
 	}
 	n.bridge.close()
 	n.hub.close()
+	n.lease.close(ctx)
 	n.service.Stop()
 	if err := n.scripts.Close(); err != nil {
 		n.log.Warn("closing the connections to Redis", "error", err)

@@ -301,14 +301,29 @@ func mustStart(t *testing.T, config Config) *node {
 	return n
 }
 
-// buildBinary builds the program as its users do, and gives its path.
+// sharedBinary is the program as its users build it. The tests of the process build it once.
+var sharedBinary struct {
+	sync.Mutex
+	dir string // "" = not built yet
+}
+
+// buildBinary builds the program, unless another test has, and gives its path.
 func buildBinary(t testing.TB) string {
 	t.Helper()
-	path := filepath.Join(t.TempDir(), "presence")
-	if out, err := exec.Command("go", "build", "-o", path, ".").CombinedOutput(); err != nil {
-		t.Fatalf("go build: %v\n%s", err, out)
+	sharedBinary.Lock()
+	defer sharedBinary.Unlock()
+	if sharedBinary.dir == "" {
+		dir, err := os.MkdirTemp("", "presence-binary-")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if out, err := exec.Command("go", "build", "-o", filepath.Join(dir, "presence"), ".").CombinedOutput(); err != nil {
+			_ = os.RemoveAll(dir)
+			t.Fatalf("go build: %v\n%s", err, out)
+		}
+		sharedBinary.dir = dir
 	}
-	return path
+	return filepath.Join(sharedBinary.dir, "presence")
 }
 
 // startProcess runs a binary with these variables as its only environment. A test that did not stop it has it killed.

@@ -70,6 +70,7 @@ func scriptOf(sha string) (name, text string) {
 	for _, s := range []*script{
 		all.join, all.heartbeat, all.patch, all.restore, all.remove, all.hold, all.kick, all.read, all.count, all.find, all.overdue,
 		all.indexRoom, all.claimRooms, all.settleRooms, all.indexUser, all.unindexUser,
+		all.owned, all.renewLease, all.noteRooms, all.claimNodes, all.forgetNode,
 	} {
 		for _, form := range []scriptText{s.flagged, s.plain} {
 			if form.sha == sha {

@@ -95,7 +95,7 @@ func failedCmd(ctx context.Context, err error) *redis.Cmd {
 
 // lineFor is the pipeline to the master of a key.
 func (p *pipelines) lineFor(ctx context.Context, key string) (*pipeline, error) {
-	client, err := p.master(ctx, key)
+	client, err := p.MasterForKey(ctx, key)
 	if err != nil {
 		return nil, err
 	}
@@ -112,11 +112,20 @@ func (p *pipelines) lineFor(ctx context.Context, key string) (*pipeline, error) 
 	return l, nil
 }
 
-func (p *pipelines) master(ctx context.Context, key string) (*redis.Client, error) {
+// MasterForKey is that of a cluster. A single server is the master of all keys.
+func (p *pipelines) MasterForKey(ctx context.Context, key string) (*redis.Client, error) {
 	if p.cluster == nil {
 		return p.single, nil
 	}
 	return p.cluster.MasterForKey(ctx, key)
+}
+
+// ForEachMaster is that of a cluster.
+func (p *pipelines) ForEachMaster(ctx context.Context, visit func(context.Context, *redis.Client) error) error {
+	if p.cluster == nil {
+		return visit(ctx, p.single)
+	}
+	return p.cluster.ForEachMaster(ctx, visit)
 }
 
 // reload looks anew at the layout of a cluster, in the background.

@@ -25,10 +25,10 @@ type Options struct {
 	TTL            time.Duration // heartbeat window; default 30 s
 	Lookback       time.Duration // silence after which a connection is culled; default 2 × TTL
 	ReaperInterval time.Duration // how often the reaper looks; default 3 s, negative = this service runs no reaper
+	NodeLease      time.Duration // silence after which a node counts as lost and its connections are removed; default 10 s
 	Limits         Limits        // default 200 bytes for an id, 16384 for a state
 	MaxMembers     int           // connections in a room; default no limit
 	Grace          time.Duration // how long a broken connection is held back, at most Lookback; default not at all
-	Node           string        // owner of the connections that this service joins, A–Z a–z 0–9 _ - only, but no single -; default none
 	Sharded        bool          // publish to sharded Pub/Sub (Redis 7 Cluster)
 	Logger         *slog.Logger  // default slog.Default()
 }
@@ -56,6 +56,7 @@ func NewService(rdb redis.UniversalClient, o Options) *Service {
 	o.TTL = cmp.Or(o.TTL, 30*time.Second)
 	o.Lookback = cmp.Or(o.Lookback, 2*o.TTL)
 	o.ReaperInterval = cmp.Or(o.ReaperInterval, 3*time.Second)
+	o.NodeLease = cmp.Or(o.NodeLease, 10*time.Second)
 	o.Grace = min(o.Grace, o.Lookback)
 	o.Limits.IDBytes = cmp.Or(o.Limits.IDBytes, 200)
 	o.Limits.StateBytes = cmp.Or(o.Limits.StateBytes, 16384)
@@ -69,7 +70,7 @@ func NewService(rdb redis.UniversalClient, o Options) *Service {
 	}
 	s.ctx, s.stop = context.WithCancel(context.Background())
 	if o.ReaperInterval > 0 {
-		s.work.Go(newReaper(s).loop)
+		newReaper(s).start()
 	}
 	return s
 }
@@ -87,7 +88,8 @@ type Joined struct {
 }
 
 // Join brings a connection into a room, or replaces its incarnation there: its epoch grows, its state becomes the given
-// one. state is a JSON object; nil is {}.
+// one. state is a JSON object; nil is {}. No node owns the connection: any process may send its heartbeats, and without
+// them it is removed, but not for the loss of a process.
 func (s *Service) Join(ctx context.Context, room, user, conn string, state json.RawMessage) (Joined, error) {
 	state, err := s.checkJoin(room, user, conn, state)
 	if err != nil {
@@ -96,7 +98,7 @@ func (s *Service) Join(ctx context.Context, room, user, conn string, state json.
 	if err := s.indexRoom(ctx, room, s.options.Lookback); err != nil {
 		return Joined{}, err
 	}
-	m, err := s.join(ctx, Member{Room: room, User: user, Conn: conn, Node: s.options.Node, State: state}, 0)
+	m, err := s.join(ctx, Member{Room: room, User: user, Conn: conn, State: state}, 0)
 	if err != nil {
 		return Joined{}, err
 	}
@@ -195,10 +197,11 @@ func (s *Service) Snapshot(ctx context.Context, room string) (Snapshot, error) {
 
 // Member is a connection in a room as its owner knows it.
 type Member struct {
-	Room, User, Conn, Node string
-	Epoch                  int64
-	Rev                    int64 // the room's revision when this connection last changed
-	State                  json.RawMessage
+	Room, User, Conn string
+	Node             string // its owner, A–Z a–z 0–9 _ - only; "" = none
+	Epoch            int64
+	Rev              int64 // the room's revision when this connection last changed
+	State            json.RawMessage
 
 	kickedAt int64 // not above the revision at which an operator removed it, 0 = that is not known
 
@@ -374,6 +377,7 @@ type removal struct {
 	notAfter int64         // milliseconds, Redis' clock, after which nothing is done; 0 = no such time
 	floor    int64         // highest revision of the room that the caller knows
 	noted    time.Time     // of the member, if its owner removes it
+	node     string        // only connections of this node; "" = of any
 }
 
 // remove takes connections out of a room, one leave for each, and returns those that it found there and the room's
@@ -386,7 +390,7 @@ func (s *Service) remove(ctx context.Context, room string, how removal, list []i
 	if how.notAfter > 0 {
 		notAfter = strconv.FormatInt(how.notAfter, 10)
 	}
-	args := s.telling(room, how.floor, string(how.reason), silent, notAfter)
+	args := s.telling(room, how.floor, string(how.reason), silent, notAfter, how.node)
 	conns := make([]string, 0, len(list))
 	for _, i := range list {
 		epoch := ""
@@ -742,7 +746,7 @@ var luaFiles embed.FS
 // script is one Lua script in two forms: with the flags that Redis 7 checks, and without for older servers.
 type script struct {
 	name           string
-	index          string // the type of the outer index that it works on; "" = it works on a room
+	index          string // the types of the outer indices that it works on; "" = it works on a room
 	holds          bool   // its KEYS are keysWithHeld
 	flagged, plain scriptText
 }
@@ -755,6 +759,7 @@ type scripts struct {
 	join, heartbeat, patch, restore, remove, hold, read, overdue, mend    *script
 	kick, count, find                                                     *script
 	indexRoom, claimRooms, settleRooms, indexUser, unindexUser, mendIndex *script
+	owned, renewLease, noteRooms, claimNodes, forgetNode                  *script
 }
 
 // allow-oom: what only reads, refreshes or removes must work on a Redis that has no memory left. Else the reaper culls
@@ -777,6 +782,7 @@ func loadScripts() scripts {
 		kick:        loadScript(alwaysWorks, "", "base", "room", "kick"),
 		count:       loadScript(alwaysWorks, "", "base", "room", "count"),
 		find:        loadScript(alwaysWorks, "", "base", "room", "find"),
+		owned:       loadScript(alwaysWorks, "", "base", "room", "owned"),
 		mend:        loadScript(alwaysWorks, "", "base", "room", "held", "mend"),
 		indexRoom:   loadScript(writes, "zset", "base", "index_room"),
 		claimRooms:  loadScript(alwaysWorks, "zset", "base", "claim_rooms"),
@@ -784,6 +790,10 @@ func loadScripts() scripts {
 		indexUser:   loadScript(writes, "hash", "index_user"),
 		unindexUser: loadScript(alwaysWorks, "hash", "unindex_user"),
 		mendIndex:   loadScript(alwaysWorks, "", "base", "mend_index"),
+		renewLease:  loadScript(alwaysWorks, "zset hash", "base", "renew_lease"),
+		noteRooms:   loadScript(writes, "zset hash", "note_rooms"),
+		claimNodes:  loadScript(alwaysWorks, "zset", "base", "claim_nodes"),
+		forgetNode:  loadScript(alwaysWorks, "zset hash", "forget_node"),
 	}
 }
 
@@ -879,7 +889,11 @@ func (s *Service) run(ctx context.Context, sc *script, keys []string, args ...an
 
 func (s *Service) mend(ctx context.Context, sc *script, keys []string) (err error) {
 	if sc.index != "" {
-		_, err = s.call(ctx, s.scripts.mendIndex, keys, []any{sc.index})
+		var kinds []any
+		for _, kind := range strings.Fields(sc.index) {
+			kinds = append(kinds, kind)
+		}
+		_, err = s.call(ctx, s.scripts.mendIndex, keys, kinds)
 		return err
 	}
 	keys = slices.DeleteFunc(slices.Clone(keys), func(key string) bool { return strings.HasPrefix(key, kickPrefix) })

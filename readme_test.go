@@ -294,7 +294,8 @@ func jsonFields(value any) (names []string) {
 
 func keyNames() []string {
 	room := keysOf("<roomId>")
-	return append(room.indices(), room.held(), room.events(), connKey("<roomId>", "<connId>"), kickKey("<roomId>", "<connId>"), activeRoomsKey, userKey("<userId>"))
+	return append(room.indices(), room.held(), room.events(), connKey("<roomId>", "<connId>"), kickKey("<roomId>", "<connId>"), activeRoomsKey, userKey("<userId>"),
+		leasesKey, nodeRoomsKey("<node>"))
 }
 
 func luaNames(t *testing.T) []string {

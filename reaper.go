@@ -2,11 +2,16 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
+
+	"github.com/redis/go-redis/v9"
 )
 
 const (
@@ -22,41 +27,218 @@ const (
 
 	// The fraction of a score that says: the room was empty when a reaper set this.
 	emptyMark = 0.25
+
+	// How often a reaper asks each master for its TIME.
+	contactPeriod = time.Second
+
+	// What Redis' clock may gain or lose between two answers.
+	clockTolerance = time.Second
+
+	// How often it looks for masters that are new in a cluster.
+	layoutPeriod = 5 * time.Second
+
+	// When a room is due again that its reaper may not judge yet: another one may.
+	unjudgedPause = 250 * time.Millisecond
 )
 
-// reaper removes connections that have been silent for longer than the lookback. Any number of them share the work: rooms
-// are claimed when they are due, and each removal is decided again inside its script.
+var (
+	errNoContact = errors.New("contact with a master of Redis was too short to judge who is lost")
+	errSpared    = errors.New("connections of a lost node were not removed")
+)
+
+// reaper removes connections that have been silent for longer than the lookback, and those of nodes whose lease is over. Any
+// number of reapers share the work: rooms and nodes are claimed, and each removal is decided again inside its script.
+//
+// Outages cull nobody: it judges by what a master says only after unbroken contact with it.
 type reaper struct {
-	service *Service
+	service  *Service
+	silence  *judge      // of connections
+	loss     *judge      // of nodes
+	fellBack atomic.Bool // Redis' clock, since the last pass
 }
 
 func newReaper(s *Service) *reaper {
-	return &reaper{service: s}
+	o := s.options
+	return &reaper{
+		service: s,
+		silence: newJudge(o.TTL, o.TTL/2),
+		loss:    newJudge(o.NodeLease, o.NodeLease/3),
+	}
 }
 
-func (r *reaper) loop() {
+// start has the service's goroutines look for who is overdue or lost until it stops.
+func (r *reaper) start() {
+	s := r.service
+	s.work.Go(r.keepContact)
+	s.work.Go(func() { r.repeat(r.pass) })
+	s.work.Go(func() { r.repeat(r.passNodes) })
+}
+
+func (r *reaper) repeat(pass func(context.Context) error) {
+	ctx := r.service.ctx
 	tick := time.NewTicker(r.service.options.ReaperInterval)
 	defer tick.Stop()
 	for {
 		select {
-		case <-r.service.ctx.Done():
+		case <-ctx.Done():
 			return
 		case <-tick.C:
 		}
-		if err := r.pass(r.service.ctx); err != nil && r.service.ctx.Err() == nil {
-			r.service.options.Logger.Warn("reaper could not look at every room", "error", err)
+		if err := pass(ctx); err != nil && ctx.Err() == nil {
+			r.service.options.Logger.Warn("reaper could not look everywhere", "error", err)
 		}
+	}
+}
+
+// judge knows since when there is contact with each master. One may judge after a while of it, in which whoever lives has
+// been able to say so, and in which Redis' clock went like ours.
+type judge struct {
+	need     time.Duration
+	patience time.Duration // an answer that takes longer, or silence that is longer than this and the period, breaks the contact
+
+	mu       sync.Mutex
+	contacts map[string]contact // by address of the master
+}
+
+// contact with a master is unbroken since a time. at and clock are those of its last answer.
+type contact struct {
+	since, at time.Time
+	clock     int64 // milliseconds
+}
+
+func newJudge(need, patience time.Duration) *judge {
+	return &judge{need: need, patience: min(patience, time.Second), contacts: map[string]contact{}}
+}
+
+// heard takes an answer that a master gave at its clock's time to what was asked when it began. It tells whether one may
+// judge by the answer, and how far the clock was set since the one before.
+func (j *judge) heard(master string, began time.Time, clock int64) (trusted bool, step time.Duration) {
+	now := time.Now()
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	c, known := j.contacts[master]
+	silent := now.Sub(c.at)
+	if known {
+		step = time.Duration(clock-c.clock)*time.Millisecond - silent
+	}
+	if !known || now.Sub(began) > j.patience || silent > contactPeriod+j.patience || step.Abs() > clockTolerance {
+		c.since = now
+	}
+	c.at, c.clock = now, clock
+	j.contacts[master] = c
+	return now.Sub(c.since) >= j.need, step
+}
+
+// lost ends the contact with a master.
+func (j *judge) lost(master string) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	delete(j.contacts, master)
+}
+
+// clusterMasters is what clients of a cluster offer.
+type clusterMasters interface {
+	MasterForKey(ctx context.Context, key string) (*redis.Client, error)
+	ForEachMaster(ctx context.Context, visit func(context.Context, *redis.Client) error) error
+}
+
+// timer is what can be asked for its TIME.
+type timer interface {
+	Time(ctx context.Context) *redis.TimeCmd
+}
+
+// masterOf gives the master of a key, and the address that contact with it goes by.
+func (r *reaper) masterOf(ctx context.Context, key string) (address string, master timer, err error) {
+	cluster, ok := r.service.rdb.(clusterMasters)
+	if !ok {
+		return "", r.service.rdb, nil
+	}
+	node, err := cluster.MasterForKey(ctx, key)
+	if err != nil {
+		return "", nil, err
+	}
+	return node.Options().Addr, node, nil
+}
+
+// ask asks a master for its TIME. It tells whether one may judge now which nodes are lost.
+func (r *reaper) ask(ctx context.Context, address string, master timer) (clock int64, trusted bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	began := time.Now()
+	answer, err := master.Time(ctx).Result()
+	if err != nil {
+		r.silence.lost(address)
+		r.loss.lost(address)
+		return 0, false, err
+	}
+	clock = answer.UnixMilli()
+	r.hear(r.silence, address, began, clock)
+	return clock, r.hear(r.loss, address, began, clock), nil
+}
+
+func (r *reaper) hear(j *judge, address string, began time.Time, clock int64) (trusted bool) {
+	trusted, step := j.heard(address, began, clock)
+	if step < -clockTolerance {
+		r.fellBack.Store(true)
+	}
+	return trusted
+}
+
+// keepContact asks every master again and again, each by a goroutine of its own, so that one that hangs holds up no other.
+func (r *reaper) keepContact() {
+	s := r.service
+	cluster, ok := s.rdb.(clusterMasters)
+	if !ok {
+		r.keepAsking("", s.rdb)
+		return
+	}
+	var mu sync.Mutex
+	asked := map[*redis.Client]bool{}
+	visit := func(_ context.Context, master *redis.Client) error {
+		mu.Lock()
+		defer mu.Unlock()
+		if asked[master] {
+			return nil
+		}
+		asked[master] = true
+		s.work.Go(func() {
+			r.keepAsking(master.Options().Addr, master)
+			mu.Lock()
+			defer mu.Unlock()
+			delete(asked, master)
+		})
+		return nil
+	}
+	for s.ctx.Err() == nil {
+		_ = cluster.ForEachMaster(s.ctx, visit) // without the layout there is no contact, which says enough
+		pause(s.ctx, layoutPeriod)
+	}
+}
+
+// keepAsking ends with the service, or when the client is closed because its server has left the cluster.
+func (r *reaper) keepAsking(address string, master timer) {
+	ctx := r.service.ctx
+	for ctx.Err() == nil {
+		if _, _, err := r.ask(ctx, address, master); errors.Is(err, redis.ErrClosed) {
+			return
+		}
+		pause(ctx, min(contactPeriod, r.silence.need/3, r.loss.need/3))
 	}
 }
 
 // pass looks at every room that is due. An error means that some were left for the next pass.
 func (r *reaper) pass(ctx context.Context) error {
+	all := r.fellBack.Swap(false)
 	for ctx.Err() == nil {
-		claim, rooms, err := r.claim(ctx)
-		if err != nil || len(rooms) == 0 {
-			return err
+		claim, rooms, err := r.claim(ctx, all)
+		if err == nil && len(rooms) == 0 {
+			return nil
 		}
-		if err := r.settle(ctx, claim, r.lookAt(ctx, rooms)); err != nil {
+		if err == nil {
+			err = r.settle(ctx, claim, r.lookAt(ctx, rooms))
+		}
+		if err != nil {
+			r.fellBack.CompareAndSwap(false, all)
 			return err
 		}
 	}
@@ -71,10 +253,15 @@ type claimedRoom struct {
 	seen     bool   // next is decided
 }
 
-func (r *reaper) claim(ctx context.Context) (claim string, rooms []claimedRoom, err error) {
+// claim takes rooms that are due, and with all also those that are due so late that the clock must have fallen back since.
+func (r *reaper) claim(ctx context.Context, all bool) (claim string, rooms []claimedRoom, err error) {
 	ctx, cancel := context.WithTimeout(ctx, claimLease)
 	defer cancel()
-	answer, err := r.service.run(ctx, r.service.scripts.claimRooms, []string{activeRoomsKey}, claimLease.Milliseconds(), claimBatch)
+	latest := ""
+	if all {
+		latest = strconv.FormatInt(max(r.service.options.Lookback, claimLease).Milliseconds()+r.patience(), 10)
+	}
+	answer, err := r.service.run(ctx, r.service.scripts.claimRooms, []string{activeRoomsKey}, claimLease.Milliseconds(), claimBatch, latest)
 	if err != nil {
 		return "", nil, err
 	}
@@ -90,22 +277,29 @@ func (r *reaper) claim(ctx context.Context) (claim string, rooms []claimedRoom, 
 func (r *reaper) lookAt(ctx context.Context, rooms []claimedRoom) []claimedRoom {
 	ctx, cancel := context.WithTimeout(ctx, claimLease)
 	defer cancel()
-	work := make(chan *claimedRoom)
+	each(rooms, func(room *claimedRoom) {
+		next, err := r.reap(ctx, room.id, room.wasEmpty)
+		room.next, room.seen = next, err == nil
+	})
+	return rooms
+}
+
+// each calls do for everything in a list, a few at a time.
+func each[T any](list []T, do func(*T)) {
+	work := make(chan *T)
 	var workers sync.WaitGroup
-	for range min(claimWorkers, len(rooms)) {
+	for range min(claimWorkers, len(list)) {
 		workers.Go(func() {
-			for room := range work {
-				next, err := r.reap(ctx, room.id, room.wasEmpty)
-				room.next, room.seen = next, err == nil
+			for item := range work {
+				do(item)
 			}
 		})
 	}
-	for i := range rooms {
-		work <- &rooms[i]
+	for i := range list {
+		work <- &list[i]
 	}
 	close(work)
 	workers.Wait()
-	return rooms
 }
 
 func (r *reaper) settle(ctx context.Context, claim string, rooms []claimedRoom) error {
@@ -141,18 +335,33 @@ func (r *reaper) reap(ctx context.Context, room string, wasEmpty bool) (next str
 
 // silence is what a reaper finds in a room.
 type silence struct {
-	now    int64 // milliseconds, Redis' clock
-	oldest int64 // heartbeat of the most silent connection, 0 = the room is empty
-	list   []incarnation
+	now     int64 // milliseconds, Redis' clock
+	oldest  int64 // heartbeat of the most silent connection, 0 = the room is empty
+	list    []incarnation
+	trusted bool // contact was long enough to judge by this
+}
+
+// look runs a script that finds something in a room, with its TIME first. It tells whether one may judge by the answer.
+func (r *reaper) look(ctx context.Context, j *judge, sc *script, room string, args ...any) (answer reply, trusted bool, err error) {
+	address, _, err := r.masterOf(ctx, keysOf(room).meta())
+	if err != nil {
+		return nil, false, err
+	}
+	began := time.Now()
+	if answer, err = r.service.run(ctx, sc, scriptKeys(room), args...); err != nil {
+		j.lost(address)
+		return nil, false, err
+	}
+	return answer, r.hear(j, address, began, answer.int(0)), nil
 }
 
 func (r *reaper) overdue(ctx context.Context, room string) (silence, error) {
 	s := r.service
-	answer, err := s.run(ctx, s.scripts.overdue, scriptKeys(room), s.options.Lookback.Milliseconds(), removeBatch)
+	answer, trusted, err := r.look(ctx, r.silence, s.scripts.overdue, room, s.options.Lookback.Milliseconds(), removeBatch)
 	if err != nil {
 		return silence{}, err
 	}
-	found := silence{now: answer.int(0), oldest: int64(answer.float(1))}
+	found := silence{now: answer.int(0), oldest: int64(answer.float(1)), trusted: trusted}
 	for i := 2; i < len(answer); i++ {
 		found.list = append(found.list, incarnation{conn: answer.text(i)})
 	}
@@ -162,7 +371,7 @@ func (r *reaper) overdue(ctx context.Context, room string) (silence, error) {
 // cull removes who is still overdue when the script runs. One that waited in a stopped Redis does nothing: its clients'
 // heartbeats wait there as well.
 func (r *reaper) cull(ctx context.Context, room string, found silence) (gone int, err error) {
-	if len(found.list) == 0 {
+	if len(found.list) == 0 || !found.trusted {
 		return 0, nil
 	}
 	o := r.service.options
@@ -193,7 +402,88 @@ func (r *reaper) next(found silence, wasEmpty bool) string {
 		return strconv.FormatFloat(float64(found.now+lookback)+emptyMark, 'f', 2, 64)
 	case due > found.now:
 		return strconv.FormatInt(due, 10)
+	case !found.trusted:
+		return strconv.FormatInt(found.now+unjudgedPause.Milliseconds(), 10)
 	default:
 		return strconv.FormatInt(found.now+r.patience(), 10)
 	}
+}
+
+// passNodes removes the connections of every node whose lease is over.
+func (r *reaper) passNodes(ctx context.Context) error {
+	address, master, err := r.masterOf(ctx, leasesKey)
+	if err != nil {
+		return err
+	}
+	clock, trusted, err := r.ask(ctx, address, master)
+	if err != nil || !trusted {
+		return nil // others may judge, or we later
+	}
+	s := r.service
+	answer, err := s.run(ctx, s.scripts.claimNodes, []string{leasesKey}, claimLease.Milliseconds(), clock+r.loss.patience.Milliseconds())
+	if err != nil {
+		return err
+	}
+	for i := range answer {
+		err = errors.Join(err, r.bury(ctx, answer.text(i)))
+	}
+	return err
+}
+
+// bury removes all connections of a lost node. When some cannot be removed now, the node is claimed again later.
+func (r *reaper) bury(ctx context.Context, node string) error {
+	s := r.service
+	rooms, err := s.rdb.HKeys(ctx, nodeRoomsKey(node)).Result()
+	if err != nil {
+		return err
+	}
+	s.options.Logger.Warn("a node is lost", "node", node, "rooms", len(rooms))
+	var failed atomic.Pointer[error]
+	each(rooms, func(room *string) {
+		if err := r.evict(ctx, *room, node); err != nil {
+			failed.Store(&err)
+		}
+	})
+	if err := failed.Load(); err != nil {
+		return *err
+	}
+	_, err = s.run(ctx, s.scripts.forgetNode, []string{leasesKey, nodeRoomsKey(node)}, node)
+	return err
+}
+
+// evict removes the connections of a lost node from a room.
+func (r *reaper) evict(ctx context.Context, room, node string) error {
+	for {
+		found, err := r.owned(ctx, room, node)
+		if err != nil || len(found.list) == 0 {
+			return err
+		}
+		if !found.trusted {
+			return errNoContact
+		}
+		how := removal{reason: ReasonNodeLost, node: node, notAfter: found.now + r.patience()}
+		for list := range slices.Chunk(found.list, removeBatch) {
+			_, gone, err := r.service.remove(ctx, room, how, list)
+			if err != nil {
+				return err
+			}
+			if len(gone) == 0 {
+				return errSpared
+			}
+		}
+		r.service.options.Logger.Info("connections of a lost node removed", "room", room, "connections", len(found.list))
+	}
+}
+
+// owned finds the connections of a node in a room.
+func (r *reaper) owned(ctx context.Context, room, node string) (found silence, err error) {
+	answer, trusted, err := r.look(ctx, r.loss, r.service.scripts.owned, room, node)
+	if err != nil {
+		return silence{}, err
+	}
+	found = silence{now: answer.int(0), trusted: trusted}
+	for i := 1; i+1 < len(answer); i += 2 {
+		found.list = append(found.list, incarnation{answer.text(i), answer.int(i + 1)})
+	}
+	return found, nil
 }

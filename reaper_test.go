@@ -4,10 +4,12 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -22,9 +24,16 @@ func clockedService(t testing.TB, o Options) (s *Service, moveTo func(since time
 	return startService(t, b.open(t), o), func(since time.Duration) { b.mini.SetTime(start.Add(since)) }
 }
 
+// newTrustingReaper is a reaper that judges without having been in contact.
+func newTrustingReaper(s *Service) *reaper {
+	r := newReaper(s)
+	r.silence.need, r.loss.need = 0, 0
+	return r
+}
+
 func mustPass(t testing.TB, s *Service) {
 	t.Helper()
-	if err := newReaper(s).pass(t.Context()); err != nil {
+	if err := newTrustingReaper(s).pass(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -199,12 +208,12 @@ func TestAnEmptyRoomStaysInTheIndexWhenAJoinBegan(t *testing.T) {
 func TestAJoinDuringAClaimIsNotForgotten(t *testing.T) {
 	eachBackend(t, func(t *testing.T, b backend) {
 		s, room := startService(t, b.open(t), Options{}), uniqueRoom(t)
-		r := newReaper(s)
+		r := newTrustingReaper(s)
 		for name, next := range map[string]string{"as empty": "", "for another time": "99999999999999"} {
 			if err := s.rdb.ZAdd(t.Context(), activeRoomsKey, redis.Z{Score: 1 + emptyMark, Member: room}).Err(); err != nil {
 				t.Fatal(err)
 			}
-			claim, rooms, err := r.claim(t.Context())
+			claim, rooms, err := r.claim(t.Context(), false)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -264,7 +273,7 @@ func TestTheClaimOfADeadReaperIsSoonOver(t *testing.T) {
 	room := uniqueRoom(t)
 	mustJoin(t, s, room, "ann", "a", `{}`)
 	moveTo(lookback)
-	if _, rooms, err := newReaper(s).claim(t.Context()); err != nil || len(rooms) != 1 {
+	if _, rooms, err := newReaper(s).claim(t.Context(), false); err != nil || len(rooms) != 1 {
 		t.Fatalf("claimed %v, %v", rooms, err)
 	}
 	moveTo(lookback + claimLease)
@@ -293,7 +302,7 @@ func TestRoomsWithoutAnAnswerStayClaimed(t *testing.T) {
 	loadEverywhere(t, s, b)
 	b.mini.SetTime(start.Add(lookback + time.Second))
 	rdb.start(map[int]string{1: "request"}) // after the claim
-	if err := newReaper(s).pass(t.Context()); err == nil || !strings.Contains(err.Error(), "1 rooms did not answer") {
+	if err := newTrustingReaper(s).pass(t.Context()); err == nil || !strings.Contains(err.Error(), "1 rooms did not answer") {
 		t.Errorf("the pass ended with %v", err)
 	}
 	if score, _ := due(t, s, room); score != math.Floor(score)+0.5 {
@@ -316,7 +325,7 @@ func TestARemovalThatWaitedDoesNothing(t *testing.T) {
 	}{"in time": {time.Second, 1}, "too late": {time.Second + time.Millisecond, 0}} {
 		t.Run(name, func(t *testing.T) {
 			s, moveTo := clockedService(t, Options{Lookback: lookback})
-			room, r := uniqueRoom(t), newReaper(s)
+			room, r := uniqueRoom(t), newTrustingReaper(s)
 			mustJoin(t, s, room, "ann", "a", `{}`)
 			moveTo(lookback)
 			found, err := r.overdue(t.Context(), room)
@@ -337,7 +346,7 @@ func TestARemovalThatWaitedDoesNothing(t *testing.T) {
 func TestAMemberThatIsHeardOfAtTheLastMomentStays(t *testing.T) {
 	const lookback = 60 * time.Second
 	s, moveTo := clockedService(t, Options{Lookback: lookback})
-	room, r := uniqueRoom(t), newReaper(s)
+	room, r := uniqueRoom(t), newTrustingReaper(s)
 	m := mustJoin(t, s, room, "ann", "a", `{}`)
 	moveTo(lookback)
 	found, err := r.overdue(t.Context(), room)
@@ -465,5 +474,121 @@ func TestAPassCostsTheSameInFewAndInManyRooms(t *testing.T) {
 	}
 	if cost[100] != cost[2000] || cost[100] == 0 {
 		t.Errorf("a pass costs %d commands among 100 rooms and %d among 2,000, want the same", cost[100], cost[2000])
+	}
+}
+
+// TestAJudgeWantsUnbrokenContact: who lives has had the time to say so, and the clock went right.
+func TestAJudgeWantsUnbrokenContact(t *testing.T) {
+	const need, patience = 10 * time.Second, 500 * time.Millisecond
+	type answer struct{ after, took, step time.Duration }
+	every := func(n int, a answer) []answer { return slices.Repeat([]answer{a}, n) }
+	steady := answer{after: time.Second}
+	for name, c := range map[string]struct {
+		before  []answer
+		trusted bool
+	}{
+		"the first answer":         {nil, false},
+		"nearly long enough":       {every(9, steady), false},
+		"long enough":              {every(10, steady), true},
+		"a late answer":            {append(every(10, steady), answer{after: time.Second, took: patience + 1}), false},
+		"an answer just in time":   {append(every(10, steady), answer{after: time.Second, took: patience}), true},
+		"a long silence":           {append(every(10, steady), answer{after: contactPeriod + patience + 1}), false},
+		"a silence just too short": {append(every(10, steady), answer{after: contactPeriod + patience}), true},
+		"a clock set forward":      {append(every(10, steady), answer{after: time.Second, step: time.Second + time.Millisecond}), false},
+		"a clock set back":         {append(every(10, steady), answer{after: time.Second, step: -time.Second - time.Millisecond}), false},
+		"a clock that slews":       {every(10, answer{after: time.Second, step: 900 * time.Millisecond}), true},
+		"again long enough":        {slices.Concat(every(10, steady), every(1, answer{after: time.Minute}), every(10, steady)), true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				j, offset := newJudge(need, patience), time.Duration(0)
+				trusted, _ := j.heard("master", time.Now(), time.Now().UnixMilli())
+				for _, a := range c.before {
+					<-time.After(a.after)
+					offset += a.step
+					trusted, _ = j.heard("master", time.Now().Add(-a.took), time.Now().Add(offset).UnixMilli())
+				}
+				if trusted != c.trusted {
+					t.Errorf("trusted: %t, want %t", trusted, c.trusted)
+				}
+				if other, _ := j.heard("another master", time.Now(), 0); other {
+					t.Error("contact with one master counts for another")
+				}
+				j.lost("master")
+				if again, _ := j.heard("master", time.Now(), time.Now().Add(offset).UnixMilli()); again {
+					t.Error("contact that was lost counts")
+				}
+			})
+		})
+	}
+}
+
+// TestWithoutContactNobodyIsJudged: neither the silent nor lost nodes, and others may look at the rooms at once.
+func TestWithoutContactNobodyIsJudged(t *testing.T) {
+	const lookback, length = 60 * time.Second, 10 * time.Second
+	s, moveTo := clockedService(t, Options{Lookback: lookback, NodeLease: length})
+	room, l := uniqueRoom(t), newHeldLease(t, s)
+	mustJoin(t, s, room, "ann", "silent", `{}`)
+	mustOwn(t, l, room, "owned")
+	moveTo(lookback)
+	r := newReaper(s)
+	for _, pass := range []func(context.Context) error{r.pass, r.passNodes} {
+		if err := pass(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := len(mustRead(t, s, room).Entries); n != 2 {
+		t.Fatalf("%d members stay, want both", n)
+	}
+	if score, _ := due(t, s, room); score != float64(now(t, s)+unjudgedPause.Milliseconds()) {
+		t.Errorf("the room is due in %f ms, want %v", score-float64(now(t, s)), unjudgedPause)
+	}
+	if claimed := s.rdb.ZScore(t.Context(), leasesKey, l.name()).Val(); claimed != math.Floor(claimed) {
+		t.Error("the node was declared lost")
+	}
+	moveTo(lookback + time.Second)
+	mustPass(t, s)
+	mustPassNodes(t, s)
+	if n := len(mustRead(t, s, room).Entries); n != 0 {
+		t.Errorf("%d members stay, want none", n)
+	}
+}
+
+// TestAClaimOfNodesThatWaitedDoesNothing: it ran in a Redis that hung, before the renewals that waited behind it.
+func TestAClaimOfNodesThatWaitedDoesNothing(t *testing.T) {
+	s, moveTo := clockedService(t, Options{NodeLease: time.Second})
+	l, start := newHeldLease(t, s), now(t, s)
+	moveTo(2 * time.Second)
+	for notAfter, want := range map[int64]int{start + 1999: 0, start + 2000: 1} {
+		claimed, err := s.run(t.Context(), s.scripts.claimNodes, []string{leasesKey}, 1000, notAfter)
+		if err != nil || len(claimed) != want {
+			t.Errorf("until %d: claimed %q, %v, want %d", notAfter-start, claimed, err, want)
+		}
+		s.rdb.ZAdd(t.Context(), leasesKey, redis.Z{Score: float64(start + 1000), Member: l.name()})
+	}
+}
+
+// TestRoomsThatAreDueTooLateAreLookedAt: Redis' clock fell back, and nobody is to stay until it has caught up.
+func TestRoomsThatAreDueTooLateAreLookedAt(t *testing.T) {
+	const lookback, step = 60 * time.Second, 60 * time.Second
+	s, moveTo := clockedService(t, Options{Lookback: lookback})
+	room, r := uniqueRoom(t), newTrustingReaper(s)
+	moveTo(step)
+	mustJoin(t, s, room, "ann", "ghost", `{}`)
+	r.hear(r.silence, "", time.Now(), now(t, s))
+	moveTo(0)
+	r.hear(r.silence, "", time.Now(), now(t, s))
+	if err := r.pass(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if score, _ := due(t, s, room); score != float64(now(t, s)+lookback.Milliseconds()) {
+		t.Errorf("the room is due in %f ms, want %v", score-float64(now(t, s)), lookback)
+	}
+	moveTo(lookback)
+	if err := r.pass(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if n := len(mustRead(t, s, room).Entries); n != 0 {
+		t.Error("a ghost stays until the clock has caught up")
 	}
 }

@@ -53,6 +53,7 @@ type hub struct {
 	source   roomSource
 	bridge   subscriptions
 	encode   func(Event) frame // one frame for all receivers
+	deserted func(room string) // is told of rooms that this node has no members in any more; nil = nobody
 	freshFor time.Duration     // age up to which lastSeenMs of a replica is good enough for a snapshot
 	log      *slog.Logger
 
@@ -148,6 +149,9 @@ func (h *hub) sweep() {
 			delete(h.rooms, id)
 			h.bridge.unsubscribe(id)
 			r.stop()
+			if h.deserted != nil {
+				h.deserted(id)
+			}
 		}
 	}
 }

@@ -1,7 +1,7 @@
--- Deletes an outer index that is of another type.
+-- Deletes outer indices that are of another type.
 --
--- KEYS    1 the index
--- ARGV    1 the type that it ought to have
+-- KEYS    1… the indices
+-- ARGV    1… the type that each ought to have
 -- RETURNS nothing
 
-ensure_type(KEYS[1], ARGV[1])
+for i = 1, #KEYS do ensure_type(KEYS[i], ARGV[i]) end

@@ -2,13 +2,13 @@
 --
 -- KEYS    as in room.lua, with the hash of each connection; where there is a grace held as well
 -- ARGV    as in room.lua, then 5 reason, 6 lookback in ms: removes only who is silent for so long ('' = whatever its age),
---         7 TIME in ms after which this call does nothing ('' = no such time), then for each connection its id and the
---         highest epoch to remove ('' = any)
+--         7 TIME in ms after which this call does nothing ('' = no such time), 8 the node whose connections they are
+--         ('' = any), then for each connection its id and the highest epoch to remove ('' = any)
 -- RETURNS {the room's revision, connection, user, epoch, connection, user, epoch, …} of those removed; {'late'}
 
-local FIRST = 8
+local FIRST = 9
 local held_key = KEYS[6 + (#ARGV - FIRST + 1) / 2]
-local reason, lookback, not_after = ARGV[5], tonumber(ARGV[6]), tonumber(ARGV[7])
+local reason, lookback, not_after, node = ARGV[5], tonumber(ARGV[6]), tonumber(ARGV[7]), ARGV[8]
 
 local function silent(conn, now)
   return not lookback or (tonumber(redis.call('ZSCORE', LAST_SEEN, conn)) or 0) <= now - lookback
@@ -19,6 +19,11 @@ local function reason_for(m)
   return m.node == HELD and reason == 'timeout' and 'disconnected' or reason
 end
 
+-- Another incarnation than was meant, or one that another node has taken over.
+local function spared(m, newest)
+  return newest and m and tonumber(m.epoch) > newest or node ~= '' and not (m and m.node == node)
+end
+
 local now = now_text()
 if not_after and tonumber(now) > not_after then return { 'late' } end
 if held_key then redis.call('ZCARD', held_key) end
@@ -27,7 +32,7 @@ local removed = { prev }
 for i = FIRST, #ARGV, 2 do
   local conn, newest, hash = ARGV[i], tonumber(ARGV[i + 1]), KEYS[6 + (i - FIRST) / 2]
   local m = parse_meta(redis.call('HGET', META, conn))
-  if silent(conn, now) and not (m and newest and tonumber(m.epoch) > newest) then
+  if silent(conn, now) and not spared(m, newest) then
     forget(conn, hash)
     if m then
       if m.node == HELD and held_key then redis.call('ZREM', held_key, held_member(m.user, conn)) end

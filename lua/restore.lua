@@ -26,8 +26,9 @@ local now = now_text()
 local seen = now - age
 local life = digits(math.max(1, ttl - age))
 if same and old.rev == mine.rev and known and user_conns > 0 then
-  -- In the room and without its hash only: nobody saw it go.
+  -- In the room, and without its hash only, or its node goes by another name: nobody saw it go.
   write_conn(hash, conn, room, mine, digits(math.max(seen, tonumber(known))), life)
+  if old.node ~= mine.node then redis.call('HSET', META, conn, meta_value(mine)) end
   return { 'ok', mine.rev, prev }
 end
 mine.rev = next_revision(prev, now)

@@ -1,0 +1,236 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"log/slog"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+)
+
+const (
+	// The keys of leases live for so long after the last renewal, or four leases if that is longer.
+	leaseKeysTTL = time.Hour
+
+	// Pause before a renewal that failed is tried again; a tenth of the lease if that is shorter.
+	leasePause = 200 * time.Millisecond
+
+	// Rooms that one script notes or forgets.
+	leaseBatch = 500
+)
+
+// lease tells the other nodes that this one lives, and lets them find its rooms if it does not. It costs the same for any
+// number of connections: one script each third of the lease, and one when the node enters a room.
+//
+// A node that was declared lost goes on under another name. What those who declared it lost still have under way is meant
+// for connections of the old name, and spares those that it has put back since.
+type lease struct {
+	service *Service
+	length  time.Duration
+	log     *slog.Logger
+	lost    func() // has the node put its members back, under its new name
+
+	renewing chan struct{} // holds one token: who has it may renew
+
+	mu    sync.Mutex
+	node  string           // the present name
+	begun bool             // Redis has it
+	turn  int64            // counts notes
+	noted map[string]int64 // room → turn in which Redis was told of it
+	left  map[string]int64 // rooms that Redis is to forget, unless they were noted in a later turn
+
+	ctx  context.Context
+	stop context.CancelFunc
+	work sync.WaitGroup
+}
+
+// newLease makes a lease under a new name. It is kept after start.
+func newLease(s *Service, length time.Duration, log *slog.Logger) *lease {
+	l := &lease{service: s, length: length, log: log, renewing: make(chan struct{}, 1)}
+	l.rename()
+	l.ctx, l.stop = context.WithCancel(context.Background())
+	return l
+}
+
+// start begins the lease and keeps it until close. lost is called each time that it was lost.
+func (l *lease) start(lost func()) {
+	l.lost = lost
+	l.work.Go(l.loop)
+}
+
+// close gives the lease up, if ctx allows. The node should have no members then: nobody will call them lost.
+func (l *lease) close(ctx context.Context) {
+	l.stop()
+	l.work.Wait()
+	s := l.service
+	if _, err := s.run(ctx, s.scripts.forgetNode, l.keys(), l.name()); err != nil {
+		l.log.Debug("lease not given up", "error", err)
+	}
+}
+
+func (l *lease) rename() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.node, l.begun = rand.Text(), false
+	l.noted, l.left = map[string]int64{}, map[string]int64{}
+}
+
+// name is what this node is called at present.
+func (l *lease) name() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.node
+}
+
+// keys are the KEYS of the scripts.
+func (l *lease) keys() []string { return []string{leasesKey, nodeRoomsKey(l.name())} }
+
+func (l *lease) ttl() int64 { return max(leaseKeysTTL, 4*l.length).Milliseconds() }
+
+func (l *lease) loop() {
+	for l.ctx.Err() == nil {
+		wait := l.length / 3
+		ctx, cancel := context.WithTimeout(l.ctx, answerWithin)
+		if err := l.renew(ctx); err != nil {
+			l.log.Debug("lease not renewed", "error", err)
+			wait = min(leasePause, l.length/10)
+		}
+		cancel()
+		pause(l.ctx, wait)
+	}
+}
+
+// renew renews the lease, or begins it. If it was lost, another begins, and the node's members are put back.
+func (l *lease) renew(ctx context.Context) error {
+	select {
+	case l.renewing <- struct{}{}:
+	case <-ctx.Done():
+		return unavailable(ctx.Err())
+	}
+	defer func() { <-l.renewing }()
+	verdict, err := l.tryRenew(ctx)
+	if err != nil || verdict != "lost" {
+		return err
+	}
+	l.log.Warn("the lease of this node was lost: its members are put back", "node", l.name())
+	l.rename()
+	_, err = l.tryRenew(ctx)
+	l.work.Go(l.lost)
+	return err
+}
+
+// tryRenew runs the script, and tells Redis anew of rooms that it has lost.
+func (l *lease) tryRenew(ctx context.Context) (verdict string, err error) {
+	l.mu.Lock()
+	begins, noted := 0, len(l.noted)
+	if !l.begun {
+		begins = 1
+	}
+	left := firstOf(l.left, leaseBatch)
+	l.mu.Unlock()
+	args := append([]any{l.name(), l.length.Milliseconds(), begins, noted, l.ttl()}, pairs(left)...)
+	answer, err := l.service.run(ctx, l.service.scripts.renewLease, l.keys(), args...)
+	if err != nil {
+		return "", err
+	}
+	l.mu.Lock()
+	l.begun = true
+	for room, turn := range left {
+		if l.left[room] == turn {
+			delete(l.left, room)
+		}
+	}
+	again := maps.Clone(l.noted)
+	l.mu.Unlock()
+	if answer.verdict() == "short" {
+		err = l.noteAll(ctx, again)
+	}
+	return answer.verdict(), err
+}
+
+// host makes sure that whoever calls this node lost looks into the room. Called before a member is written to it; gives the
+// node's name to write.
+func (l *lease) host(ctx context.Context, room string) (node string, err error) {
+	for ctx.Err() == nil {
+		l.mu.Lock()
+		node, noted := l.node, l.noted[room]
+		l.turn++
+		turn := l.turn
+		l.mu.Unlock()
+		if noted != 0 {
+			return node, nil
+		}
+		verdict, err := l.note(ctx, node, map[string]int64{room: turn})
+		switch {
+		case err != nil:
+			return "", err
+		case verdict == "ok":
+			l.remember(node, room, turn)
+		default: // not begun yet, or lost
+			err = l.renew(ctx)
+		}
+		if err != nil {
+			return "", err
+		}
+	}
+	return "", unavailable(ctx.Err())
+}
+
+// remember keeps that Redis was told of a room, unless the node has another name by now.
+func (l *lease) remember(node, room string, turn int64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.node == node {
+		l.noted[room] = max(l.noted[room], turn)
+	}
+}
+
+// leave is told that the node has no members in a room any more. Redis forgets it with the next renewal.
+func (l *lease) leave(room string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if turn, ok := l.noted[room]; ok {
+		delete(l.noted, room)
+		l.left[room] = turn
+	}
+}
+
+func (l *lease) noteAll(ctx context.Context, rooms map[string]int64) error {
+	for len(rooms) > 0 {
+		some := firstOf(rooms, leaseBatch)
+		if _, err := l.note(ctx, l.name(), some); err != nil {
+			return err
+		}
+		maps.DeleteFunc(rooms, func(room string, _ int64) bool { return some[room] != 0 })
+	}
+	return nil
+}
+
+func (l *lease) note(ctx context.Context, node string, rooms map[string]int64) (verdict string, err error) {
+	args := append([]any{node, l.ttl()}, pairs(rooms)...)
+	answer, err := l.service.run(ctx, l.service.scripts.noteRooms, []string{leasesKey, nodeRoomsKey(node)}, args...)
+	return answer.verdict(), err
+}
+
+// firstOf gives some of the rooms.
+func firstOf(rooms map[string]int64, atMost int) map[string]int64 {
+	some := make(map[string]int64, min(len(rooms), atMost))
+	for room, turn := range rooms {
+		if len(some) == atMost {
+			break
+		}
+		some[room] = turn
+	}
+	return some
+}
+
+// pairs are rooms and turns as a script takes them.
+func pairs(rooms map[string]int64) []any {
+	args := make([]any, 0, 2*len(rooms))
+	for _, room := range slices.Sorted(maps.Keys(rooms)) {
+		args = append(args, room, rooms[room])
+	}
+	return args
+}
