@@ -6,7 +6,10 @@ import (
 )
 
 // startBrowser opens clients in pages of a real browser, which ends with the test.
-func startBrowser(t *testing.T) *realClients {
+func startBrowser(t *testing.T) *realClients { return browserScript(t, "browser.mjs") }
+
+// browserScript starts a script that drives a real browser, which ends with the test.
+func browserScript(t *testing.T, script string) *realClients {
 	t.Helper()
 	var path string
 	for _, name := range []string{"chromium", "google-chrome", "chromium-browser"} {
@@ -16,7 +19,7 @@ func startBrowser(t *testing.T) *realClients {
 		}
 	}
 	need(t, path != "", "Chromium in PATH (apt-get install chromium)")
-	c := &realClients{nodeProcess: nodeScript(t, "browser.mjs", path), told: map[string][]clientNews{}}
+	c := &realClients{nodeProcess: nodeScript(t, script, path), told: map[string][]clientNews{}}
 	t.Cleanup(func() {
 		c.do("", "quit", nil)
 		for range c.lines { // until the script, and the browser before it, has ended

@@ -15,7 +15,8 @@ import (
 // it in lines of JSON.
 type nodeProcess struct {
 	t     testing.TB
-	in    io.Writer
+	cmd   *exec.Cmd
+	in    io.WriteCloser
 	lines chan string // what it writes; closed at its end
 }
 
@@ -36,7 +37,7 @@ func nodeScript(t testing.TB, script string, args ...string) *nodeProcess {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	p := &nodeProcess{t: t, in: in, lines: make(chan string, 1000)}
+	p := &nodeProcess{t: t, cmd: cmd, in: in, lines: make(chan string, 1000)}
 	go func() {
 		defer close(p.lines)
 		scan := bufio.NewScanner(out)

@@ -36,7 +36,7 @@ func TestTheTablesOfTheREADMEAreThoseOfTheCode(t *testing.T) {
 		{"Settings", "variable", []int{0, 1, 3}, settingRows(t, files)},
 		{"Keys in Redis", "key", []int{0}, keyNames()},
 		{"Dependencies", "module", []int{0}, directModules(t, files, usedModules(t))},
-		{"Reading the code", "file", []int{0}, append(slices.Collect(maps.Keys(files)), "lua/")},
+		{"Reading the code", "file", []int{0}, append(slices.Collect(maps.Keys(files)), "lua/", "web/")},
 	} {
 		t.Run(tc.heading+", "+tc.header, func(t *testing.T) {
 			var got []string
@@ -127,6 +127,19 @@ func TestTheREADMEsScriptsWork(t *testing.T) {
 	member := replaceOnce(t, codeBlock(t, section(readme, "A client"), "js"), "localhost:3000", fmt.Sprintf("127.0.0.1:%d", port))
 	member = timersCounted + replaceOnce(t, member, "10_000", "20") + applicationEvents
 	emitter := replaceOnce(t, codeBlock(t, section(readme, "Application events"), "js"), "redis://localhost:6379", b.url)
+
+	helped := codeBlock(t, section(readme, "Client helper"), "js")
+	script := savedScript(t, replaceOnce(t, helped, "localhost:3000", fmt.Sprintf("127.0.0.1:%d", port)))
+	beside := filepath.Join("testdata", "node", filepath.Dir(script), "presence.mjs")
+	if err := os.WriteFile(beside, []byte(readText(t, "web/presence.js")), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	h := nodeScript(t, script)
+	expectLines(h, "status: joining", "snapshot  [ 'u-42' ]", "status: joined")
+	if err := h.cmd.Process.Signal(os.Interrupt); err != nil {
+		t.Fatal(err)
+	}
+	expectLines(h, "status: left")
 
 	p := nodeScript(t, savedScript(t, member))
 	expectLines(p, "timers 1", "snapshot: [", "update u-42")

@@ -1,0 +1,220 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// TestTheClientHelperByItself runs its tests against a socket that is none.
+func TestTheClientHelperByItself(t *testing.T) {
+	needNode(t)
+	out, err := exec.CommandContext(t.Context(), "node", filepath.Join("testdata", "node", "presence.test.mjs")).CombinedOutput()
+	if err != nil {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
+// helperSite is two nodes and a Redis that tests may hurt, and sockets that are in rooms by the client helper.
+type helperSite struct {
+	*realClients
+	redis  *redisProcess
+	binary string
+	ports  []string
+	nodes  []*program
+}
+
+func startHelperSite(t *testing.T, script *nodeProcess) *helperSite {
+	t.Helper()
+	s := &helperSite{
+		realClients: &realClients{nodeProcess: script, told: map[string][]clientNews{}},
+		redis:       spawnRedis(t), binary: buildBinary(t), ports: []string{freePort(), freePort()}, nodes: make([]*program, 2),
+	}
+	s.start(0)
+	s.start(1)
+	return s
+}
+
+func (s *helperSite) start(i int) {
+	s.t.Helper()
+	s.nodes[i] = startProcess(s.t, s.binary, "PORT="+s.ports[i], "REDIS_URL="+s.redis.url, "PRESENCE_TTL_MS=1500",
+		"PRESENCE_REAPER_INTERVAL_MS=100", "PRESENCE_NODE_LEASE_MS=1500", "PRESENCE_DRAIN_MS=0")
+	s.nodes[i].address()
+}
+
+func (s *helperSite) url(i int) string { return "http://127.0.0.1:" + s.ports[i] }
+
+// join has a client join a room, and waits until it is in.
+func (s *helperSite) join(client, room string) {
+	s.t.Helper()
+	s.do(client, "join", command{"room": room, "state": command{"n": 0}})
+	s.await(client, "joined")
+}
+
+func (s *helperSite) patch(client, room string, n int) {
+	s.t.Helper()
+	s.do(client, "patch", command{"room": room, "patch": command{"n": n}})
+}
+
+// helperView is the view of one room.
+type helperView struct {
+	Status, ConnID string
+	Rev            int64
+	Members        []wireEntry
+}
+
+func (s *helperSite) view(client, room string) (v helperView) {
+	s.t.Helper()
+	s.do(client, "view", command{"room": room})
+	if err := json.Unmarshal(s.await(client, "view")[0], &v); err != nil {
+		s.t.Fatal(err)
+	}
+	return v
+}
+
+// stored is the room as a node reads it from Redis, "" if it cannot.
+func (s *helperSite) stored(room string) string {
+	u := dialUser(s.t, "127.0.0.1:"+s.ports[1])
+	defer u.conn.Close()
+	ack := u.call(eventGet, fmt.Sprintf(`{"roomId":%q}`, room))
+	if !ack.OK {
+		return ""
+	}
+	return membersText(ack.Snapshot)
+}
+
+// membersText is "user conn epoch state" of each member, in order.
+func membersText(members []wireEntry) string {
+	var lines []string
+	for _, m := range members {
+		lines = append(lines, fmt.Sprint(m.UserID, " ", m.ConnID, " ", m.Epoch, " ", string(m.State)))
+	}
+	slices.Sort(lines)
+	return strings.Join(lines, "\n")
+}
+
+// converges waits until the clients' views of a room are what Redis has, all of them are in it, and there are exactly these
+// members: "user n" in order (G3).
+func (s *helperSite) converges(room string, want ...string) {
+	s.t.Helper()
+	var last string
+	converged := func() bool {
+		stored := s.stored(room)
+		last = "in Redis:\n" + stored
+		same := true
+		for _, w := range want {
+			client, _, _ := strings.Cut(w, " ")
+			v := s.view(client, room)
+			var members []string
+			for _, m := range v.Members {
+				var state struct{ N int }
+				_ = json.Unmarshal(m.State, &state) // 0 is wrong as well
+				members = append(members, fmt.Sprint(m.UserID, " ", state.N))
+			}
+			slices.Sort(members)
+			last += fmt.Sprintf("\n%s (%s):\n%s", client, v.Status, membersText(v.Members))
+			same = same && v.Status == "joined" && membersText(v.Members) == stored && slices.Equal(members, want)
+		}
+		return same
+	}
+	if !poll(20*time.Second, converged) {
+		s.t.Fatalf("want %q, got %s", want, last)
+	}
+}
+
+func (s *helperSite) signal(what os.Signal) {
+	s.t.Helper()
+	if err := s.cmd.Process.Signal(what); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// assertNothingWrong wants every event to have been borne out by the view.
+func (s *helperSite) assertNothingWrong() {
+	s.t.Helper()
+	for client, told := range s.told {
+		for _, news := range told {
+			if news.what == "wrong" {
+				s.t.Errorf("%s: %s", client, news.rest)
+			}
+		}
+	}
+}
+
+// TestTheClientHelperStaysInItsRooms: it loses its connection, its node, Redis and its time, and comes back each time with
+// what was patched meanwhile; views end as the room is (G3, G8).
+func TestTheClientHelperStaysInItsRooms_G3_G8(t *testing.T) {
+	s := startHelperSite(t, nodeScript(t, "rooms.mjs"))
+	room, other := uniqueRoom(t), uniqueRoom(t)
+	s.do("ann", "open", command{"url": s.url(0)})
+	s.do("bob", "open", command{"url": s.url(1)})
+	s.join("ann", room)
+	s.join("ann", other)
+	s.join("bob", room)
+	s.patch("ann", room, 1)
+	s.patch("bob", room, 1)
+	s.converges(room, "ann 1", "bob 1")
+	s.converges(other, "ann 0")
+
+	before := s.view("ann", room).ConnID
+	s.do("ann", "cut", command{"room": room, "patch": command{"n": 2}})
+	s.converges(room, "ann 2", "bob 1")
+	s.converges(other, "ann 0")
+	if after := s.view("ann", room).ConnID; after == before {
+		t.Error("it still goes by its old connection")
+	}
+
+	s.nodes[0].signal(syscall.SIGKILL)
+	s.await("ann", "offline")
+	s.patch("ann", room, 3)
+	s.start(0)
+	s.converges(room, "ann 3", "bob 1")
+	s.converges(other, "ann 0")
+
+	s.redis.stop()
+	s.patch("ann", room, 4)
+	s.await("ann", "error")
+	s.patch("bob", room, 4)
+	if err := s.redis.start(); err != nil {
+		t.Fatal(err)
+	}
+	s.converges(room, "ann 4", "bob 4")
+	s.converges(other, "ann 0")
+
+	s.signal(syscall.SIGSTOP)
+	eventually(t, 20*time.Second, "sleepers leave", func() bool { return s.stored(room) == "" && s.stored(other) == "" })
+	s.signal(syscall.SIGCONT)
+	s.converges(room, "ann 4", "bob 4")
+	s.converges(other, "ann 0")
+
+	s.do("ann", "leave", command{"room": room})
+	s.await("ann", "gone")
+	s.converges(room, "bob 4")
+	s.converges(other, "ann 0")
+	s.assertNothingWrong()
+
+	s.do("ann", "leave", command{"room": other})
+	s.do("bob", "leave", command{"room": room})
+	s.await("ann", "gone")
+	s.await("bob", "gone")
+	s.do("ann", "close", nil)
+	s.do("bob", "close", nil)
+	if err := s.in.Close(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 10*time.Second, "no timer keeps it alive", func() bool {
+		select {
+		case _, more := <-s.lines:
+			return !more
+		default:
+			return false
+		}
+	})
+}

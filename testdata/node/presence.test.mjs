@@ -1,0 +1,388 @@
+// What web/presence.js does with each answer and each event, on a socket that answers as the test likes, by a clock that
+// the test drives.
+//
+//   node --test presence.test.mjs
+import assert from 'node:assert/strict';
+import { EventEmitter } from 'node:events';
+import { readFileSync } from 'node:fs';
+import { beforeEach, mock, test } from 'node:test';
+
+const text = readFileSync(new URL('../../web/presence.js', import.meta.url), 'utf8');
+const { joinRoom } = await import(`data:text/javascript,${encodeURIComponent(text)}`);
+
+beforeEach(() => {
+  mock.timers.reset();
+  mock.timers.enable({ apis: ['setTimeout', 'Date'], now: 1_000_000 });
+});
+
+/** A socket of socket.io-client, as far as the helper knows one. */
+class FakeSocket extends EventEmitter {
+  connected = true;
+  id = 'c1';
+  sent = []; // requests that have no answer yet: { event, payload, answer }
+  io = Object.assign(new EventEmitter(), { engine: { closed: 0, close: () => this.io.engine.closed++ } });
+
+  timeout(ms) {
+    return {
+      emit: (event, payload, done) => {
+        const late = setTimeout(() => done(new Error('late')), ms);
+        const answer = (ack) => {
+          clearTimeout(late);
+          done(null, ack);
+        };
+        // As it leaves: without what JSON does not have.
+        this.sent.push({ event, payload: JSON.parse(JSON.stringify(payload)), answer });
+      },
+      emitWithAck: (event, payload) =>
+        new Promise((resolve, reject) => this.timeout(ms).emit(event, payload, (failure, ack) => (failure ? reject(failure) : resolve(ack)))),
+    };
+  }
+
+  /** The only request under way. */
+  request(event) {
+    assert.equal(this.sent.length, 1, `requests: ${JSON.stringify(this.sent)}`);
+    const request = this.sent.pop();
+    assert.equal(request.event, event);
+    return request;
+  }
+
+  idle() {
+    assert.deepEqual(this.sent, []);
+  }
+
+  hears(event) {
+    this.emit('presence:event', { roomId: 'r', userConns: 1, ts: 1, ...event });
+  }
+
+  lose() {
+    this.connected = false;
+    this.emit('disconnect', 'transport close');
+  }
+
+  comeBack(id) {
+    Object.assign(this, { connected: true, id });
+    this.emit('connect');
+  }
+}
+
+const entry = (connId, userId, state = {}, epoch = 1) => ({ connId, userId, state, lastSeenMs: 1, epoch });
+
+function welcome(socket, { snapshot = [entry(socket.id, 'u')], rev = 10, epoch = 7, ttlMs = 30_000 } = {}) {
+  const { payload, answer } = socket.request('presence:join');
+  answer({ ok: true, snapshot, self: { connId: socket.id, epoch }, rev, ttlMs });
+  return payload;
+}
+
+/** A socket that is in room r as user u, and what its room tells. */
+function joined(options) {
+  const socket = new FakeSocket();
+  const room = joinRoom(socket, { roomId: 'r', userId: 'u', state: { a: 1, b: 1 } });
+  const told = { change: [], status: [], error: [] };
+  for (const name of Object.keys(told)) room.on(name, (news) => told[name].push(news));
+  welcome(socket, options);
+  return { socket, room, told };
+}
+
+/** Lets time pass until the room speaks, and gives how long it took. */
+function untilItSpeaks(socket) {
+  for (let ms = 0; ms <= 60_000; ms += 10) {
+    if (socket.sent.length > 0) return ms;
+    mock.timers.tick(10);
+  }
+  assert.fail('it says nothing for a minute');
+}
+
+const view = (room) => [...room.members.values()].map(({ connId, userId, state }) => `${connId} ${userId} ${JSON.stringify(state)}`).sort();
+const users = (room) => Object.fromEntries([...room.users].map(([user, conns]) => [user, [...conns.keys()].sort()]));
+const ok = { ok: true, changed: true, epoch: 7 };
+const refusal = (code, more) => ({ ok: false, code, error: code, ...more });
+
+test('a snapshot and the events above it make the view (G2)', () => {
+  const { socket, room, told } = joined({ snapshot: [entry('c1', 'u'), entry('x', 'v', { n: 0 })], rev: 10 });
+  socket.hears({ type: 'join', connId: 'c1', userId: 'u', state: {}, epoch: 1, rev: 10 }); // its own, in the snapshot already
+  socket.hears({ type: 'update', connId: 'x', userId: 'v', state: { n: -1 }, epoch: 1, rev: 9 }); // older
+  socket.hears({ roomId: 'other', type: 'join', connId: 'q', userId: 'q', state: {}, epoch: 1, rev: 11 });
+  assert.deepEqual(told.change.map(({ type }) => type), ['snapshot']);
+  socket.hears({ type: 'join', connId: 'y', userId: 'v', state: { n: 5 }, epoch: 2, rev: 11, userConns: 2 });
+  socket.hears({ type: 'update', connId: 'x', userId: 'v', state: { n: 1 }, epoch: 1, rev: 12, userConns: 2 });
+  assert.deepEqual(view(room), ['c1 u {}', 'x v {"n":1}', 'y v {"n":5}']);
+  assert.deepEqual(users(room), { u: ['c1'], v: ['x', 'y'] });
+  socket.hears({ type: 'leave', connId: 'x', userId: 'v', state: null, epoch: 1, rev: 13, reason: 'left' });
+  socket.hears({ type: 'join', connId: 'y', userId: 'w', state: {}, epoch: 14, rev: 14 }); // another user by the same connection
+  assert.deepEqual(users(room), { u: ['c1'], w: ['y'] });
+  assert.equal(room.rev, 14);
+  assert.deepEqual(told.change.map(({ type, member }) => `${type} ${member?.connId}`), ['snapshot undefined', 'join y', 'update x', 'leave x', 'join y']);
+  assert.deepEqual(told.change.at(-2).member.state, { n: 1 }, 'a leave tells who it was');
+});
+
+test('the differences of one reading share a revision (G3)', () => {
+  const { socket, room } = joined({ snapshot: [entry('c1', 'u'), entry('x', 'v'), entry('y', 'v')], rev: 10 });
+  for (const rev of [10, 20]) { // 10: as after a loss of data, where the revision stays
+    socket.hears({ type: 'join', connId: `n${rev}`, userId: 'w', state: {}, epoch: 9, rev });
+    socket.hears({ type: 'update', connId: 'x', userId: 'v', state: { rev }, epoch: 1, rev });
+    socket.hears({ type: 'leave', connId: rev === 10 ? 'y' : 'n10', userId: 'v', state: null, epoch: 1, rev });
+  }
+  assert.deepEqual(view(room), ['c1 u {}', 'n20 w {}', 'x v {"rev":20}']);
+  assert.deepEqual(users(room), { u: ['c1'], v: ['x'], w: ['n20'] });
+});
+
+test('heartbeats come within a third of the TTL, with the epoch', () => {
+  const { socket } = joined({ ttlMs: 30_000 });
+  const waits = new Set();
+  for (let i = 0; i < 20; i++) {
+    const wait = untilItSpeaks(socket);
+    assert.ok(wait >= 7_900 && wait <= 10_010, `${wait} ms`);
+    waits.add(wait);
+    const { payload, answer } = socket.request('presence:heartbeat');
+    assert.deepEqual(payload, { roomId: 'r', epoch: 7 });
+    answer({ ...ok, changed: false });
+  }
+  assert.ok(waits.size > 5, 'they have no jitter');
+});
+
+test('where timers are throttled the ping of the server brings the heartbeat', () => {
+  const { socket } = joined();
+  mock.timers.reset(); // no timer fires any more
+  mock.timers.enable({ apis: ['Date'], now: 1_000_000 + 5_000 });
+  socket.io.emit('ping');
+  socket.idle();
+  mock.timers.reset();
+  mock.timers.enable({ apis: ['setTimeout', 'Date'], now: 1_000_000 + 25_000 });
+  socket.io.emit('ping');
+  socket.request('presence:heartbeat');
+});
+
+test('a clock that is set back does not silence it', () => {
+  const { socket } = joined();
+  mock.timers.setTime(1_000);
+  socket.io.emit('ping');
+  socket.request('presence:heartbeat');
+});
+
+test('patches are merged while one is under way', () => {
+  const { socket, room } = joined();
+  room.patch({ a: 2 });
+  const first = socket.request('presence:heartbeat');
+  assert.deepEqual(first.payload.patchState, { a: 2 });
+  room.patch({ a: 3, c: 1 });
+  room.patch({ c: 2 });
+  socket.idle();
+  first.answer(ok);
+  untilItSpeaks(socket);
+  const second = socket.request('presence:heartbeat');
+  assert.deepEqual(second.payload, { roomId: 'r', epoch: 7, patchState: { a: 3, c: 2 } });
+  second.answer(ok);
+  socket.idle();
+  assert.deepEqual(room.state, { a: 3, b: 1, c: 2 });
+});
+
+test('many patches in a short time are few requests', () => {
+  const { socket, room } = joined();
+  let requests = 0;
+  for (let n = 0; n < 1_000; n++) {
+    room.patch({ n });
+    mock.timers.tick(1);
+    for (const { answer } of socket.sent.splice(0)) {
+      requests++;
+      answer(ok);
+    }
+  }
+  assert.ok(requests >= 15 && requests <= 21, `${requests} requests`);
+});
+
+test('the state of a join has what was patched while offline, and what was not acknowledged', () => {
+  const { socket, room, told } = joined();
+  room.patch({ a: 2 });
+  const lost = socket.request('presence:heartbeat');
+  socket.lose();
+  room.patch({ b: 2 });
+  assert.deepEqual(view(room), ['c1 u {}'], 'the view stays as it was seen');
+  mock.timers.tick(60_000);
+  socket.idle();
+  socket.comeBack('c2');
+  lost.answer(ok); // too late
+  const join = socket.request('presence:join');
+  assert.deepEqual(join.payload, { roomId: 'r', userId: 'u', state: { a: 2, b: 2 } });
+  room.patch({ c: 3 }); // while the join is under way
+  join.answer({ ok: true, snapshot: [entry('c2', 'u')], self: { connId: 'c2', epoch: 8 }, rev: 20, ttlMs: 30_000 });
+  assert.deepEqual(told.status, ['joined', 'offline', 'joining', 'joined']);
+  assert.equal(room.connId, 'c2');
+  assert.deepEqual(view(room), ['c2 u {}']);
+  untilItSpeaks(socket);
+  assert.deepEqual(socket.request('presence:heartbeat').payload, { roomId: 'r', epoch: 8, patchState: { c: 3 } });
+});
+
+test('a stale epoch is corrected at once, and the patch sent again', () => {
+  const { socket, room } = joined();
+  room.patch({ a: 2 });
+  socket.request('presence:heartbeat').answer(refusal('stale_epoch', { epoch: 9 }));
+  const again = socket.request('presence:heartbeat');
+  assert.deepEqual(again.payload, { roomId: 'r', epoch: 9, patchState: { a: 2 } });
+  again.answer(refusal('stale_epoch', { epoch: 9 }));
+  socket.idle(); // the second time it waits
+});
+
+test('not_joined is answered by a join with the whole state', () => {
+  const { socket, room, told } = joined();
+  room.patch({ a: 2 });
+  socket.request('presence:heartbeat').answer(refusal('not_joined'));
+  assert.deepEqual(welcome(socket, { rev: 30, epoch: 8 }).state, { a: 2, b: 1 });
+  assert.deepEqual(told.status, ['joined', 'joining', 'joined']);
+  socket.idle();
+});
+
+for (const code of ['unavailable', 'rate_limited', 'shutting_down', 'room_full', 'too_many_rooms']) {
+  test(`a join that is refused with ${code} is repeated, more and more slowly`, () => {
+    const socket = new FakeSocket();
+    const room = joinRoom(socket, { roomId: 'r', userId: 'u' });
+    const refusals = [];
+    room.on('error', (refusal) => refusals.push(refusal));
+    let last = 0;
+    for (let n = 0; n < 4; n++) {
+      socket.request('presence:join').answer(refusal(code));
+      if (code === 'shutting_down') break;
+      last = untilItSpeaks(socket);
+      assert.ok(last >= 240 * 2 ** n && last <= 510 * 2 ** n, `${last} ms`);
+    }
+    assert.equal(refusals[0].retrying, true);
+    if (code !== 'shutting_down') return welcome(socket);
+    mock.timers.tick(510);
+    assert.equal(socket.io.engine.closed, 1, 'a draining node takes no joins: the connection has to find another');
+    socket.idle();
+  });
+}
+
+test('a heartbeat that is refused for now is repeated with its patch and the later ones', () => {
+  const { socket, room, told } = joined();
+  room.patch({ a: 2, b: 2 });
+  const first = socket.request('presence:heartbeat');
+  room.patch({ b: 3 });
+  first.answer(refusal('unavailable'));
+  socket.idle();
+  room.patch({ c: 1 }); // does not hurry it
+  socket.idle();
+  assert.ok(untilItSpeaks(socket) >= 240);
+  const again = socket.request('presence:heartbeat');
+  assert.deepEqual(again.payload.patchState, { a: 2, b: 3, c: 1 });
+  assert.deepEqual(told.error, [{ code: 'unavailable', error: 'unavailable', retrying: true }]);
+});
+
+test('a patch that is too large is given up', () => {
+  const { socket, room } = joined();
+  room.patch({ a: 'large' });
+  const first = socket.request('presence:heartbeat');
+  room.patch({ b: 2 });
+  first.answer(refusal('state_too_large'));
+  assert.deepEqual(room.state, { a: 1, b: 2 });
+  untilItSpeaks(socket);
+  assert.deepEqual(socket.request('presence:heartbeat').payload.patchState, { b: 2 });
+});
+
+test('a join that cannot succeed is not repeated before the next connection', () => {
+  const socket = new FakeSocket();
+  const room = joinRoom(socket, { roomId: 'r', userId: 'u' });
+  socket.request('presence:join').answer(refusal('forbidden'));
+  assert.equal(room.status, 'refused');
+  mock.timers.tick(600_000);
+  socket.idle();
+  socket.lose();
+  socket.comeBack('c2');
+  welcome(socket);
+  assert.equal(room.status, 'joined');
+});
+
+test('who was removed for its silence sends a heartbeat at once', () => {
+  for (const reason of ['timeout', 'node_lost', undefined]) {
+    const { socket, room } = joined();
+    socket.hears({ type: 'leave', connId: 'c1', userId: 'u', state: null, epoch: 7, rev: 11, userConns: 0, reason });
+    assert.equal(room.status, 'joining');
+    assert.deepEqual(view(room), []);
+    socket.request('presence:heartbeat').answer({ ...ok, changed: false });
+    socket.hears({ type: 'join', connId: 'c1', userId: 'u', state: { a: 1 }, epoch: 7, rev: 12 });
+    assert.equal(room.status, 'joined');
+    assert.deepEqual(view(room), ['c1 u {"a":1}']);
+  }
+});
+
+test('who was kicked stays away', () => {
+  const { socket, room } = joined();
+  socket.hears({ type: 'leave', connId: 'c1', userId: 'u', state: null, epoch: 7, rev: 11, userConns: 0, reason: 'kicked' });
+  assert.equal(room.status, 'kicked');
+  mock.timers.tick(600_000);
+  socket.lose();
+  socket.comeBack('c2');
+  socket.idle();
+  assert.equal(room.members.size, 0);
+  joinRoom(socket, { roomId: 'r', userId: 'u' }); // unless the application says so
+  welcome(socket);
+});
+
+test('the end of a token is told', () => {
+  const { socket, room } = joined();
+  socket.emit('presence:expired');
+  socket.lose();
+  assert.equal(room.status, 'expired');
+  socket.comeBack('c2');
+  assert.equal(room.status, 'joining');
+});
+
+test('two answers that do not come mean a dead connection', () => {
+  const { socket, room } = joined();
+  room.patch({ a: 2 });
+  socket.request('presence:heartbeat');
+  mock.timers.tick(10_000);
+  assert.deepEqual(socket.request('presence:heartbeat').payload.patchState, { a: 2 });
+  assert.equal(socket.io.engine.closed, 0);
+  mock.timers.tick(10_000);
+  assert.equal(socket.io.engine.closed, 1);
+  socket.idle();
+});
+
+test('rooms of one socket do not mix', () => {
+  const { socket, room } = joined();
+  assert.throws(() => joinRoom(socket, { roomId: 'r', userId: 'u' }), /already/);
+  const other = joinRoom(socket, { roomId: 's', userId: 'u' });
+  welcome(socket, { snapshot: [entry('c1', 'u'), entry('z', 'z')], rev: 99 });
+  socket.hears({ roomId: 's', type: 'leave', connId: 'z', userId: 'z', state: null, epoch: 1, rev: 100 });
+  socket.hears({ roomId: 'r', type: 'join', connId: 'y', userId: 'y', state: {}, epoch: 1, rev: 11 });
+  assert.deepEqual(users(other), { u: ['c1'] });
+  assert.deepEqual(users(room), { u: ['c1'], y: ['y'] });
+});
+
+test('after leave nothing is left', async () => {
+  const { socket, room, told } = joined();
+  const left = room.leave();
+  assert.equal(room.leave(), left);
+  const count = (emitter) => emitter.eventNames().reduce((sum, name) => sum + emitter.listenerCount(name), 0);
+  assert.equal(count(socket) + count(socket.io), 0);
+  assert.equal(room.members.size + room.users.size, 0);
+  socket.request('presence:leave').answer(refusal('rate_limited'));
+  await new Promise(setImmediate);
+  mock.timers.tick(510);
+  await new Promise(setImmediate);
+  socket.request('presence:leave').answer({ ok: true });
+  await left;
+  room.patch({ a: 9 });
+  mock.timers.tick(600_000);
+  socket.idle();
+  assert.deepEqual(told.status, ['joined', 'left']);
+});
+
+test('a listener may leave, and one that throws keeps nobody from hearing', () => {
+  const { socket, room } = joined();
+  const later = mock.method(globalThis, 'queueMicrotask', () => {});
+  let heard = 0;
+  const off = room.on('change', () => {
+    throw new Error('mine');
+  });
+  room.on('change', () => heard++);
+  socket.hears({ type: 'join', connId: 'x', userId: 'x', state: {}, epoch: 1, rev: 11 });
+  off();
+  assert.equal(heard, 1);
+  later.mock.restore();
+  assert.throws(later.mock.calls[0].arguments[0], /mine/);
+  room.on('change', () => room.leave());
+  socket.hears({ type: 'leave', connId: 'c1', userId: 'u', state: null, epoch: 7, rev: 12, reason: 'kicked' });
+  assert.equal(room.status, 'left');
+  socket.request('presence:leave');
+});
