@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -205,7 +206,7 @@ func (n *node) wire(config Config) {
 	}
 	mux := http.NewServeMux()
 	mux.Handle("/socket.io/", n.sockets)
-	mountPage(mux, config.Demo, id[:6])
+	mountPage(mux, config.Demo, rand.Text()[:6])
 	site := &web{service: n.service, apiKey: config.APIKey, unready: n.unready, log: n.log}
 	site.mount(mux)
 	n.server = newHTTPServer(mux)

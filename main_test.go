@@ -93,10 +93,13 @@ func (p *program) address() string {
 	p.t.Helper()
 	listening := regexp.MustCompile(`msg=listening address=\S*:(\d+)`)
 	var found []string
-	eventually(p.t, 15*time.Second, "the program listens", func() bool {
+	listens := func() bool {
 		found = listening.FindStringSubmatch(p.out.String())
 		return found != nil
-	})
+	}
+	if !poll(15*time.Second, listens) {
+		p.t.Fatalf("the program does not listen:\n%s", p.out)
+	}
 	return "127.0.0.1:" + found[1]
 }
 

@@ -18,7 +18,7 @@ const pagePolicy = "default-src 'none'; script-src 'self'; style-src 'self'; img
 	"base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
 // mountPage adds what browsers load: the client helper and the client of Socket.IO, which pages of any origin may import,
-// and the demo page where it is wanted. The page shows the name of its node.
+// and the demo page where it is wanted. The page shows that name of its node, by which people tell nodes apart.
 func mountPage(mux *http.ServeMux, demo bool, node string) {
 	shared := map[string]string{
 		"/presence.js":                    "presence.js",
