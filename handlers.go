@@ -11,6 +11,7 @@ import (
 	"maps"
 	"slices"
 	"strconv"
+	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -102,15 +103,19 @@ type connection struct {
 
 // membership is a connection's place in one room.
 type membership struct {
+	room *room
+
+	mu sync.Mutex // held by who works on the member in Redis: a request of the client, or the healer
 	Member
-	room   *room
-	unsure bool // a join again has an unknown outcome: Redis may have a newer incarnation
+	silentAt time.Time // when the lookback ends after the last join or valid heartbeat
+	unsure   bool      // a join again has an unknown outcome: Redis may have a newer incarnation
+	over     bool      // the connection is not in the room any more
 }
 
-// present is the member as it is to be removed: whatever its epoch, if that is not sure.
+// present is the member as it is to be removed: whatever its epoch, if that is not sure. m.mu is held.
 func (m *membership) present() Member {
 	member := m.Member
-	if m.unsure {
+	if m.unsure || m.late {
 		member.Epoch = 0
 	}
 	return member
@@ -209,23 +214,32 @@ func (c *connection) join(ctx context.Context, payload []byte, id ackID) ([]byte
 		return nil, shuttingDown()
 	}
 	m, again := c.rooms[p.RoomID]
-	var before []Member // what an earlier join or leave left open
 	if !again {
 		if c.maxRooms > 0 && len(c.rooms) >= c.maxRooms {
 			return nil, &Error{Code: CodeTooManyRooms, Message: fmt.Sprintf("a connection may be in %d rooms", c.maxRooms)}
 		}
 		m = &membership{room: c.hub.acquire(p.RoomID)}
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var before []Member // what an earlier join or leave left open
+	if !again {
+		m.room.own(c.client.ID(), m)
 		if before = c.owed.take(c.client.ID(), p.RoomID); len(before) > 0 {
-			m.Epoch = before[0].Epoch
+			m.Epoch, m.late = before[0].Epoch, before[0].Epoch == 0
 		}
 	}
-	wish := Member{Room: p.RoomID, User: p.UserID, Conn: c.client.ID(), State: p.State, Epoch: m.Epoch}
+	arrived := time.Now()
+	wish := Member{Room: p.RoomID, User: p.UserID, Conn: c.client.ID(), State: p.State, Epoch: m.Epoch, late: m.late}
 	joined, err := c.enter(ctx, m.room, wish, id)
 	switch {
 	case err == nil:
-		m.Member, m.unsure = joined, false
+		m.Member, m.unsure, m.over = joined, false, false
+		m.silentAt = arrived.Add(c.service.options.Lookback)
 		c.rooms[p.RoomID] = m
 	case !again:
+		m.over = true
+		m.room.disown(c.client.ID())
 		c.hub.release(m.room)
 		if len(before) > 0 || isUnavailable(err) {
 			c.owed.add(joined, ReasonDisconnected)
@@ -381,6 +395,20 @@ func heartbeatAck(changed bool) []byte {
 
 // refresh refreshes the incarnation that Redis has, unless the client has named another (fenced).
 func (c *connection) refresh(ctx context.Context, m *membership, patch json.RawMessage, fenced bool) (changed bool, err error) {
+	changed, err = c.beat(ctx, m, patch, fenced)
+	if hasCode(err, CodeNotJoined) {
+		err = c.kicked(ctx, m)
+	}
+	return changed, err
+}
+
+func (c *connection) beat(ctx context.Context, m *membership, patch json.RawMessage, fenced bool) (changed bool, err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.over { // the healer was told
+		return false, notJoined()
+	}
+	m.silentAt = time.Now().Add(c.service.options.Lookback)
 	changed, rev, err := c.service.heartbeat(ctx, &m.Member, patch, m.room.revision())
 	if hasCode(err, CodeStaleEpoch) && c.follow(ctx, m) && !fenced {
 		changed, rev, err = c.service.heartbeat(ctx, &m.Member, patch, m.room.revision())
@@ -389,9 +417,7 @@ func (c *connection) refresh(ctx context.Context, m *membership, patch json.RawM
 		m.room.compare(rev)
 		_ = c.service.note(ctx, &m.Member, m.Epoch) // after two lookbacks the index would forget it: the next heartbeat tries again
 	}
-	if hasCode(err, CodeNotJoined) {
-		err = c.kicked(ctx, m)
-	}
+	m.over = hasCode(err, CodeNotJoined)
 	return changed, err
 }
 
@@ -408,6 +434,7 @@ func (c *connection) kicked(ctx context.Context, m *membership) error {
 func (c *connection) follow(ctx context.Context, m *membership) bool {
 	stored, err := c.service.find(ctx, m.Room, m.Conn)
 	if err == nil {
+		stored.late = m.late
 		m.Member, m.unsure = stored, false
 	}
 	return err == nil
@@ -421,8 +448,7 @@ func (c *connection) leave(ctx context.Context, payload []byte, _ ackID) ([]byte
 	members := c.owed.take(c.client.ID(), p.RoomID)
 	for room, m := range c.rooms {
 		if p.RoomID == "" || p.RoomID == room {
-			c.forget(m)
-			members = append(members, m.present())
+			members = append(members, c.forget(m))
 		}
 	}
 	if err := c.confirmAll(ctx, members); err != nil {
@@ -454,8 +480,7 @@ func (c *connection) authenticate(ctx context.Context, payload []byte, _ ackID) 
 	var members []Member
 	for room, m := range c.rooms {
 		if !g.allows(room) {
-			c.forget(m)
-			members = append(members, m.present())
+			members = append(members, c.forget(m))
 		}
 	}
 	if err := c.confirmAll(ctx, members); err != nil {
@@ -472,11 +497,17 @@ func (c *connection) confirmAll(ctx context.Context, members []Member) (first er
 	return first
 }
 
-// forget ends the events of a room for this connection.
-func (c *connection) forget(m *membership) {
+// forget ends the events of a room for this connection, and gives the member that is to be removed: nobody puts it back
+// from here on.
+func (c *connection) forget(m *membership) Member {
 	m.room.leave(c.client)
+	m.room.disown(c.client.ID())
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.over = true
 	c.hub.release(m.room)
 	delete(c.rooms, m.Room)
+	return m.present()
 }
 
 // confirm has Redis remove a member that has left. A failure is made good later; the client may ask again.
@@ -503,12 +534,12 @@ func (c *connection) ended(reason endReason) {
 	grace := c.service.options.Grace
 	until := time.Now().Add(grace)
 	for _, m := range c.rooms {
-		c.forget(m)
+		member := c.forget(m)
 		var err error
 		if reason == endAbrupt && grace > 0 {
-			err = c.owed.hold(ctx, m.present(), until)
+			err = c.owed.hold(ctx, member, until)
 		} else {
-			err = c.confirm(ctx, m.present(), removal{reason: ReasonDisconnected, floor: m.room.revision()})
+			err = c.confirm(ctx, member, removal{reason: ReasonDisconnected, floor: m.room.revision()})
 		}
 		if err != nil {
 			c.log.Warn("leave of a closed connection is not confirmed", "room", m.Room, "conn", m.Conn, "error", err)

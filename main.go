@@ -99,6 +99,7 @@ type node struct {
 	lease    *lease
 	hub      *hub
 	bridge   *bridge
+	healer   *healer
 	owed     *owed
 	tokens   *authority // nil if nobody needs a token
 	workers  *workers
@@ -181,6 +182,7 @@ func (n *node) wire(config Config) {
 	n.bridge = newBridge(n.redis, config.ShardedPubSub, n.hub, n.log)
 	n.hub.bridge = n.bridge
 	n.hub.deserted = n.lease.leave
+	n.healer = newHealer(n.service, n.hub, n.lease, n.log)
 	n.owed = newOwed(n.service)
 	n.workers = newWorkers()
 	refusals := &refusals{}
@@ -200,7 +202,7 @@ func (n *node) wire(config Config) {
 		Refusals:        refusals,
 	}, n.handlers)
 	n.handlers.everyone = n.sockets.each
-	n.lease.start(func() {})
+	n.lease.start(n.healer.lostData)
 	if config.SocketIOAdapter {
 		n.casts = newBroadcaster(n.redis, n.handlers, n.log)
 	}
@@ -242,6 +244,7 @@ func (n *node) stop() {
 	if n.casts != nil {
 		n.casts.close()
 	}
+	n.healer.close()
 	n.bridge.close()
 	n.hub.close()
 	n.lease.close(ctx)

@@ -44,7 +44,7 @@ func (m *mirror) welcome(snapshot func() []byte, rev int64) {
 		m.wrong = append(m.wrong, err.Error())
 	}
 	m.from = rev
-	m.replica.adopt(Snapshot{Rev: rev, Entries: entries})
+	m.replica.adopt(Snapshot{Rev: rev, Entries: entries}, nobody)
 }
 
 func (m *mirror) queue(f frame) bool {

@@ -68,7 +68,7 @@ func (r *troubledRedis) recover() { r.trouble.Store(nil) }
 func scriptOf(sha string) (name, text string) {
 	all := loadScripts()
 	for _, s := range []*script{
-		all.join, all.heartbeat, all.patch, all.restore, all.remove, all.hold, all.kick, all.read, all.count, all.find, all.overdue,
+		all.join, all.heartbeat, all.patch, all.restore, all.remove, all.hold, all.kick, all.read, all.pulse, all.count, all.find, all.overdue,
 		all.indexRoom, all.claimRooms, all.settleRooms, all.indexUser, all.unindexUser,
 		all.owned, all.renewLease, all.noteRooms, all.claimNodes, all.forgetNode,
 	} {

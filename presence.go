@@ -181,6 +181,8 @@ type Snapshot struct {
 	TS      int64   // Redis' clock in milliseconds
 	Entries []Entry // by connection id
 	Users   int     // different users among them
+
+	server string // names the process of Redis that answered; "" if it does not tell
 }
 
 // Snapshot reads a room. An empty one has no entries.
@@ -207,6 +209,7 @@ type Member struct {
 
 	guest bool      // known from Redis only: once it has left, it is not put back
 	noted time.Time // when its user's index was last told of it, zero = perhaps never
+	late  bool      // putting it back had an unknown outcome: it may still be done
 }
 
 // heldNode is the node of a connection that is held back: it belongs to none.
@@ -346,6 +349,7 @@ func (s *Service) restore(ctx context.Context, m *Member, age time.Duration, flo
 			s.options.TTL.Milliseconds(), age.Milliseconds(), m.Room, m.guest)...)
 	switch {
 	case err != nil:
+		m.late = true
 		return err
 	case answer.verdict() == "ok":
 		m.Rev = answer.int(1)
@@ -489,7 +493,7 @@ func (s *Service) read(ctx context.Context, room string) (Snapshot, error) {
 		return Snapshot{}, err
 	}
 	metas, seen := answer.pairs(3), answer.pairs(4)
-	v := Snapshot{Rev: answer.int(0), TS: answer.int(1), Users: int(answer.int(2)), Entries: make([]Entry, 0, len(metas))}
+	v := Snapshot{Rev: answer.int(0), TS: answer.int(1), Users: int(answer.int(2)), Entries: make([]Entry, 0, len(metas)), server: answer.text(5)}
 	for conn, value := range metas {
 		m, ok := parseMeta(value)
 		if !ok {
@@ -508,6 +512,12 @@ func (s *Service) entry(conn string, m Member, lastSeen int64) Entry {
 		lastSeen += (s.options.Lookback - s.options.Grace).Milliseconds() // when it broke
 	}
 	return Entry{ConnID: conn, UserID: m.User, State: m.State, LastSeenMs: lastSeen, Epoch: m.Epoch, Rev: m.Rev}
+}
+
+// pulse gives a room's revision, and the name of the process of Redis that has it, "" if that is not to be known.
+func (s *Service) pulse(ctx context.Context, room string) (rev int64, server string, err error) {
+	answer, err := s.run(ctx, s.scripts.pulse, scriptKeys(room))
+	return answer.int(0), answer.text(1), err
 }
 
 // indexRoom makes sure that a reaper looks at the room before a member of it can be overdue for long.
@@ -756,7 +766,8 @@ type scriptText struct {
 }
 
 type scripts struct {
-	join, heartbeat, patch, restore, remove, hold, read, overdue, mend    *script
+	join, heartbeat, patch, restore, remove, hold, overdue, mend          *script
+	read, pulse                                                           *script
 	kick, count, find                                                     *script
 	indexRoom, claimRooms, settleRooms, indexUser, unindexUser, mendIndex *script
 	owned, renewLease, noteRooms, claimNodes, forgetNode                  *script
@@ -777,7 +788,8 @@ func loadScripts() scripts {
 		restore:     loadScript(writes, "", "base", "room", "restore"),
 		remove:      loadScript(alwaysWorks, "", "base", "room", "held", "remove"),
 		hold:        loadScript(alwaysWorks, "", "base", "room", "held", "hold"),
-		read:        loadScript(alwaysWorks, "", "base", "room", "read"),
+		read:        loadScript(alwaysWorks, "", "base", "room", "server", "read"),
+		pulse:       loadScript(alwaysWorks, "", "base", "room", "server", "pulse"),
 		overdue:     loadScript(alwaysWorks, "", "base", "room", "overdue"),
 		kick:        loadScript(alwaysWorks, "", "base", "room", "kick"),
 		count:       loadScript(alwaysWorks, "", "base", "room", "count"),

@@ -1117,7 +1117,7 @@ func TestALostScriptIsNotSentAgainAndARepeatedRequestIsRight_G7(t *testing.T) {
 func loadEverywhere(t testing.TB, s *Service, b backend) {
 	t.Helper()
 	all := s.scripts
-	for _, sc := range []*script{all.join, all.heartbeat, all.patch, all.restore, all.remove, all.hold, all.read, all.overdue,
+	for _, sc := range []*script{all.join, all.heartbeat, all.patch, all.restore, all.remove, all.hold, all.read, all.pulse, all.overdue,
 		all.indexRoom, all.claimRooms, all.settleRooms, all.indexUser, all.unindexUser} {
 		text := sc.flagged
 		if s.unflags.Load() {

@@ -2,10 +2,12 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"iter"
 	"log/slog"
 	"maps"
+	"slices"
 	"sync"
 	"time"
 )
@@ -20,8 +22,14 @@ const (
 	// A read of a room that takes so long is given up and repeated.
 	readPatience = 2 * time.Second
 
+	// Rooms that are read at the same time: after an outage all of them want to be.
+	roomReaders = 64
+
 	// A room without local members is given up after this time.
 	roomLinger = time.Second
+
+	// When Redis has lost data of a room, who is missing from it has so long to be put back by its node (G3).
+	lossPatience = 5 * time.Second
 
 	// Messages kept while a room is read. When more come, the room is read once more instead.
 	maxPending = 10_000
@@ -54,16 +62,24 @@ type hub struct {
 	bridge   subscriptions
 	encode   func(Event) frame // one frame for all receivers
 	deserted func(room string) // is told of rooms that this node has no members in any more; nil = nobody
+	loss     lossListener      // is told of members of this node that Redis may have lost; nil = nobody
 	freshFor time.Duration     // age up to which lastSeenMs of a replica is good enough for a snapshot
 	log      *slog.Logger
 
 	mu    sync.Mutex
 	rooms map[string]*room
 
-	batch batch
-	ctx   context.Context
-	stop  context.CancelFunc
-	work  sync.WaitGroup
+	batch   batch
+	readers chan struct{} // holds a token for each read under way
+	ctx     context.Context
+	stop    context.CancelFunc
+	work    sync.WaitGroup
+}
+
+// lossListener learns what rooms notice. Its methods do not wait, and lock nothing that is held by who calls into a room.
+type lossListener interface {
+	lostMembers(r *room) // some of this node are not in the room any more, or as an older copy
+	lostData()           // Redis is another one, or it has lost the room's counter: other rooms will not have fared better
 }
 
 // batch is what waits for the end of a batch of messages.
@@ -75,7 +91,7 @@ type batch struct {
 
 // newHub makes a hub. Its bridge must be set before the first room is acquired.
 func newHub(source roomSource, encode func(Event) frame, freshFor time.Duration, log *slog.Logger) *hub {
-	h := &hub{source: source, encode: encode, freshFor: freshFor, log: log, rooms: map[string]*room{}}
+	h := &hub{source: source, encode: encode, freshFor: freshFor, log: log, rooms: map[string]*room{}, readers: make(chan struct{}, roomReaders)}
 	h.ctx, h.stop = context.WithCancel(context.Background())
 	h.work.Go(h.sweepLoop)
 	return h
@@ -114,6 +130,19 @@ func (h *hub) find(id string) *room {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.rooms[id]
+}
+
+// all are the rooms at this moment, in no order, or at most so many of them, others each time.
+func (h *hub) all(most int) (list []*room) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, r := range h.rooms {
+		if len(list) == most {
+			break
+		}
+		list = append(list, r)
+	}
+	return list
 }
 
 // receivers are the local sockets in any of these rooms.
@@ -246,11 +275,15 @@ type room struct {
 	touched   bool      // the hub will settle this room
 	receivers receiverSet
 	waiters   []*waiter
-	snapshot  []byte // of the answers at work
+	snapshot  []byte                 // of the answers at work
+	owned     map[string]*membership // the members that this node put in, by connection
+	server    string                 // the process of Redis that the room was last read from
+	missedAt  time.Time              // when a loss of data was noticed
 }
 
 func newRoom(h *hub, id string) *room {
-	r := &room{id: id, hub: h, loaded: make(chan struct{}), indexing: make(chan struct{}, 1), emptySince: time.Now()}
+	r := &room{id: id, hub: h, loaded: make(chan struct{}), indexing: make(chan struct{}, 1), emptySince: time.Now(),
+		owned: map[string]*membership{}}
 	r.replica = newReplica(id)
 	r.ctx, r.stop = context.WithCancel(h.ctx)
 	return r
@@ -397,6 +430,30 @@ func (r *room) leave(to receiver) {
 	r.receivers.remove(to)
 }
 
+// own makes a connection's membership one that is put back when the room loses it.
+func (r *room) own(conn string, m *membership) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.owned[conn] = m
+}
+
+// disown ends that.
+func (r *room) disown(conn string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.owned, conn)
+}
+
+// toHeal are the members that this node owns. The reaper's index may be lost as well, so that the next join writes it.
+func (r *room) toHeal() []*membership {
+	r.hub.mu.Lock()
+	r.indexedAt = time.Time{}
+	r.hub.mu.Unlock()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Collect(maps.Values(r.owned))
+}
+
 // collect adds the room's receivers to a set.
 func (r *room) collect(set map[receiver]bool) {
 	r.mu.Lock()
@@ -414,11 +471,15 @@ func (r *room) receive(m message) {
 	switch {
 	case r.reading:
 		r.keep(m)
-	case m.prev == r.replica.rev:
+	case r.replica.precedes(m):
 		r.apply(m.Event)
-	case m.Rev <= r.replica.rev:
+	case m.Rev <= r.replica.stored:
+		r.overtake(m)
 	default:
-		r.hub.log.Info("messages of a room were lost", "room", r.id, "have", r.replica.rev, "prev", m.prev, "rev", m.Rev)
+		r.hub.log.Info("messages of a room were lost", "room", r.id, "have", r.replica.stored, "prev", m.prev, "rev", m.Rev)
+		if m.prev < r.replica.stored {
+			r.missData()
+		}
 		r.keep(m)
 		r.reread()
 	}
@@ -434,7 +495,13 @@ func (r *room) keep(m message) {
 // apply changes the replica and tells the receivers. r.mu is held.
 func (r *room) apply(e Event) {
 	r.replica.apply(e)
+	if r.holds() { // Redis does not count whom it has lost
+		e.UserConns = r.replica.users[e.UserID]
+	}
 	r.tell(e)
+	if e.Type == EventLeave && e.Reason != ReasonLeft && r.hub.loss != nil && r.owned[e.ConnID] != nil {
+		r.hub.loss.lostMembers(r) // somebody took it for lost, though its socket lives
+	}
 	if !r.touched {
 		r.touched = true
 		r.hub.touch(r)
@@ -479,7 +546,7 @@ func (r *room) compare(rev int64) {
 // doubtLater looks after a while at a difference between the replica and what was returned. In a busy room there is always
 // one, and only one that the replica has not overcome by then counts. r.mu is held.
 func (r *room) doubtLater() {
-	rev, had := r.returned, r.replica.rev
+	rev, had := r.returned, r.replica.stored
 	if rev == had || r.comparing {
 		return
 	}
@@ -489,9 +556,9 @@ func (r *room) doubtLater() {
 		defer r.mu.Unlock()
 		r.comparing = false
 		switch {
-		case r.replica.rev < rev, r.replica.rev == had && r.returned != had:
+		case r.replica.stored < rev, r.replica.stored == had && r.returned != had:
 			r.reread()
-		case r.replica.rev < r.returned:
+		case r.replica.stored < r.returned:
 			r.doubtLater()
 		}
 	})
@@ -518,10 +585,7 @@ func (r *room) look() {
 
 func (r *room) readLoop() {
 	for wait := 20 * time.Millisecond; r.ctx.Err() == nil; {
-		ctx, cancel := context.WithTimeout(r.ctx, readPatience)
-		known := r.beginRead()
-		s, err := r.hub.source.read(ctx, r.id)
-		cancel()
+		s, known, err := r.read()
 		if err != nil {
 			r.hub.log.Debug("a room cannot be read", "error", err)
 			pause(r.ctx, wait)
@@ -534,6 +598,21 @@ func (r *room) readLoop() {
 			return
 		}
 	}
+}
+
+// read gives what the store holds, and how many messages came before that.
+func (r *room) read() (s Snapshot, known int, err error) {
+	select {
+	case r.hub.readers <- struct{}{}:
+	case <-r.ctx.Done():
+		return Snapshot{}, 0, r.ctx.Err()
+	}
+	defer func() { <-r.hub.readers }()
+	ctx, cancel := context.WithTimeout(r.ctx, readPatience)
+	defer cancel()
+	known = r.beginRead()
+	s, err = r.hub.source.read(ctx, r.id)
+	return s, known, err
 }
 
 // beginRead gives the number of messages that came before the read.
@@ -552,36 +631,127 @@ func (r *room) beginRead() (known int) {
 func (r *room) adopt(s Snapshot, known int) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	had, kept := r.replica.rev, len(r.pending)
+	r.examine(s)
+	had, kept := r.replica.stored, len(r.pending)
 	r.doubt = !r.applyPending() || r.doubt
 	known -= kept - len(r.pending)
-	overtaken := had <= s.Rev && s.Rev < r.replica.rev
-	onTheirWay := r.replica.rev < s.Rev && !r.doubt
+	overtaken := had <= s.Rev && s.Rev < r.replica.stored
+	onTheirWay := r.replica.stored < s.Rev && !r.doubt
 	if overtaken || onTheirWay {
 		r.replica.refresh(s)
 	} else {
-		for _, e := range r.replica.adopt(s) {
+		for _, e := range r.replica.adopt(s, r.spared) {
 			r.tell(e)
 		}
 	}
 	r.readAt = time.Now()
 	r.loadOnce.Do(func() { close(r.loaded) })
-	r.pending = r.pending[min(max(known, 0), len(r.pending)):]
+	known = min(max(known, 0), len(r.pending))
+	for _, m := range r.pending[:known] {
+		r.overtake(m)
+	}
+	r.pending = r.pending[known:]
 	r.reading = !r.applyPending() || r.readAgain
 	r.doubt = r.reading
 	r.answer()
 	return !r.reading
 }
 
+// examine looks in what was read for signs that Redis has lost data of the room. r.mu is held.
+func (r *room) examine(s Snapshot) {
+	switch {
+	case s.Rev < r.replica.stored, isAnother(s.server, r.server):
+		r.missData()
+	case r.missesOwn(s):
+		r.hold()
+		r.hub.loss.lostMembers(r)
+	}
+	r.server = cmp.Or(s.server, r.server)
+}
+
+func (r *room) missesOwn(s Snapshot) bool {
+	if r.hub.loss == nil {
+		return false
+	}
+	for _, m := range r.owned {
+		if m.missingIn(s) {
+			return true
+		}
+	}
+	return false
+}
+
+// missData notes that Redis has lost data. r.mu is held.
+func (r *room) missData() {
+	r.hub.log.Warn("Redis has lost data of a room", "room", r.id)
+	r.hold()
+	if r.hub.loss != nil {
+		r.hub.loss.lostData()
+	}
+}
+
+// hold has nobody told for a while of members that a read does not find: they may only wait for being put back. r.mu is held.
+func (r *room) hold() {
+	r.missedAt = time.Now()
+	time.AfterFunc(lossPatience, r.check)
+}
+
+// check has the room read.
+func (r *room) check() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.reread()
+}
+
+// lost is told by who found that Redis has lost data of the room.
+func (r *room) lost() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.missData()
+}
+
+// known gives the revision that the store must have at least, and the process of Redis that had it; 0 and "" before the
+// first read.
+func (r *room) known() (rev int64, server string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.replica.stored, r.server
+}
+
+// holds tells whether members may wait for being put back. r.mu is held.
+func (r *room) holds() bool { return time.Since(r.missedAt) < lossPatience }
+
+// spared tells whether a member stays that was not found, or only as an older copy. r.mu is held.
+func (r *room) spared(e Entry) bool {
+	if m := r.owned[e.ConnID]; m != nil {
+		return m.stands()
+	}
+	return r.holds()
+}
+
+// overtake takes a message that a read came before. Of a member that was spared in that read it tells that it left. r.mu is held.
+func (r *room) overtake(m message) {
+	e, there := r.replica.entries[m.ConnID]
+	if m.Type != EventLeave || !r.holds() || !there || e.Epoch > m.Epoch || e.Rev >= m.Rev {
+		return
+	}
+	stored := r.replica.stored
+	m.Rev = r.replica.rev
+	r.apply(m.Event)
+	r.replica.stored = stored
+}
+
 // applyPending is false when one of the messages does not follow the replica. Then it and those after it stay.
 func (r *room) applyPending() bool {
 	for i, m := range r.pending {
 		switch {
-		case m.prev == r.replica.rev:
+		case r.replica.precedes(m):
 			r.apply(m.Event)
-		case m.Rev > r.replica.rev:
+		case m.Rev > r.replica.stored:
 			r.pending = r.pending[i:]
 			return false
+		default:
+			r.overtake(m)
 		}
 	}
 	r.pending = nil
@@ -591,7 +761,8 @@ func (r *room) applyPending() bool {
 // replica is a room as this node knows it.
 type replica struct {
 	room    string
-	rev     int64
+	rev     int64            // the highest that receivers were told
+	stored  int64            // that of the store, as far as is known: below rev only when the store has lost its counter
 	entries map[string]Entry // by connection id
 	users   map[string]int   // connections of each user
 }
@@ -600,8 +771,11 @@ func newReplica(room string) replica {
 	return replica{room: room, entries: map[string]Entry{}, users: map[string]int{}}
 }
 
+// precedes tells whether m is the next change. Receivers never see a revision go back.
+func (p *replica) precedes(m message) bool { return m.prev == p.stored && m.Rev > p.rev }
+
 func (p *replica) apply(e Event) {
-	p.rev = e.Rev
+	p.rev, p.stored = e.Rev, e.Rev
 	if e.Type == EventLeave {
 		p.drop(e.ConnID)
 		return
@@ -637,14 +811,18 @@ func (p *replica) refresh(s Snapshot) {
 }
 
 // adopt makes the replica equal to what was read and gives the difference as events: joins and updates, then leaves, all
-// of the revision that was read. A replica never goes back: where Redis has lost its counter, the higher revision stays.
-func (p *replica) adopt(s Snapshot) []Event {
-	p.rev = max(p.rev, s.Rev)
+// of the revision that was read. A replica never goes back: where Redis has lost its counter, the higher revision stays, and
+// so do entries that spare is true for, although they were not found, or only as an older copy.
+func (p *replica) adopt(s Snapshot, spare func(Entry) bool) []Event {
+	p.rev, p.stored = max(p.rev, s.Rev), s.Rev
 	var events []Event
 	present := make(map[string]bool, len(s.Entries))
 	for _, e := range s.Entries {
 		present[e.ConnID] = true
 		old, had := p.entries[e.ConnID]
+		if had && e.olderThan(old.Epoch, old.Rev) && spare(old) {
+			continue
+		}
 		kind := difference(old, had, e)
 		p.put(e)
 		if kind != "" {
@@ -652,12 +830,17 @@ func (p *replica) adopt(s Snapshot) []Event {
 		}
 	}
 	for conn, old := range p.entries {
-		if !present[conn] {
+		if !present[conn] && !spare(old) {
 			p.drop(conn)
 			events = append(events, p.event(EventLeave, old, s.TS))
 		}
 	}
 	return events
+}
+
+// olderThan tells whether the entry is of an earlier incarnation or change.
+func (e *Entry) olderThan(epoch, rev int64) bool {
+	return e.Epoch < epoch || e.Epoch == epoch && e.Rev < rev
 }
 
 // difference is the event that turns one entry into another, "" if none is needed. The same state under another

@@ -284,10 +284,10 @@ func TestAReplicaTellsTheDifferenceToWhatWasRead_G3(t *testing.T) {
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
 			p := newReplica("r")
-			p.adopt(Snapshot{Rev: 7, Entries: before})
+			p.adopt(Snapshot{Rev: 7, Entries: before}, nobody)
 			var got []string
 			joins := 0 // events that are no leaves
-			for _, e := range p.adopt(Snapshot{Rev: c.rev, TS: 123, Entries: c.found}) {
+			for _, e := range p.adopt(Snapshot{Rev: c.rev, TS: 123, Entries: c.found}, nobody) {
 				if e.TS != 123 || e.RoomID != "r" || e.Epoch == 0 {
 					t.Errorf("an event without its time, room or epoch: %+v", e)
 				}
@@ -304,6 +304,9 @@ func TestAReplicaTellsTheDifferenceToWhatWasRead_G3(t *testing.T) {
 		})
 	}
 }
+
+// nobody stays who was not found.
+func nobody(Entry) bool { return false }
 
 // sortLeaves puts leaves, which come in any order, into that of their connections; the counts of a user go with the
 // places, not with the connections.

@@ -1,0 +1,250 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"log/slog"
+	"math"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+const (
+	// Members that are put back at the same time, so that ten thousand do not come as one blow.
+	healWorkers = 32
+
+	// A member that Redis does not take so long is left for later, and its client's requests wait no longer.
+	healPatience = time.Second
+
+	// Pause before members are tried again that could not be put back.
+	healPause = 100 * time.Millisecond
+
+	// How often Redis is asked whether it still has what it had, and for how many rooms at most. They are other rooms each
+	// time, so that some of every master are among them.
+	pulsePeriod = time.Second
+	pulseRooms  = 16
+)
+
+// lives tells whether the member was heard of within the lookback. m.mu is held.
+func (m *membership) lives() bool {
+	return !m.over && m.Epoch != 0 && time.Now().Before(m.silentAt)
+}
+
+// stands tells, without waiting, whether the member has to be in its room.
+func (m *membership) stands() bool {
+	if !m.mu.TryLock() {
+		return true // a request of its client is at work, which puts it there
+	}
+	defer m.mu.Unlock()
+	return m.lives()
+}
+
+// missingIn tells, without waiting, whether a room that was read after the member's last change is without that.
+func (m *membership) missingIn(s Snapshot) bool {
+	if !m.mu.TryLock() {
+		return false
+	}
+	defer m.mu.Unlock()
+	if !m.lives() || m.Rev > s.Rev {
+		return false
+	}
+	at, found := slices.BinarySearchFunc(s.Entries, m.Conn, func(e Entry, conn string) int { return cmp.Compare(e.ConnID, conn) })
+	return !found || s.Entries[at].olderThan(m.Epoch, m.Rev)
+}
+
+// healer puts the members of this node back that Redis has lost: same connection, epoch and state (G8). Their clients need
+// do nothing.
+//
+// It never waits for a request of a client: that may be a join that waits for its room to be read, and the room may be read
+// because of the healing. Such a request sees to the member itself; the healer looks again later.
+type healer struct {
+	service *Service
+	hub     *hub
+	lease   *lease
+	log     *slog.Logger
+
+	mu    sync.Mutex
+	rooms map[*room]struct{} // to be looked at
+	whole bool               // all of them are
+	wake  chan struct{}
+
+	ctx  context.Context
+	stop context.CancelFunc
+	work sync.WaitGroup
+}
+
+// newHealer makes a healer that learns from the hub's rooms.
+func newHealer(s *Service, hub *hub, lease *lease, log *slog.Logger) *healer {
+	h := &healer{service: s, hub: hub, lease: lease, log: log, rooms: map[*room]struct{}{}, wake: make(chan struct{}, 1)}
+	h.ctx, h.stop = context.WithCancel(context.Background())
+	hub.loss = h
+	h.work.Go(h.loop)
+	h.work.Go(h.watch)
+	return h
+}
+
+// close stops the healing and waits for it.
+func (h *healer) close() {
+	h.stop()
+	h.work.Wait()
+}
+
+// lostMembers has the members of one room put back.
+func (h *healer) lostMembers(r *room) {
+	h.mu.Lock()
+	h.rooms[r] = struct{}{}
+	h.mu.Unlock()
+	h.nudge()
+}
+
+// lostData has the members of all rooms put back. It is also for a node that others took for lost.
+func (h *healer) lostData() {
+	h.mu.Lock()
+	h.whole = true
+	h.mu.Unlock()
+	h.nudge()
+}
+
+func (h *healer) nudge() {
+	select {
+	case h.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (h *healer) loop() {
+	var left []*membership
+	for {
+		select {
+		case <-h.ctx.Done():
+			return
+		case <-h.wake:
+		}
+		rooms := h.take()
+		for _, r := range rooms {
+			left = append(left, r.toHeal()...)
+		}
+		left = h.pass(left)
+		for _, r := range rooms {
+			r.check()
+		}
+		if len(left) > 0 {
+			pause(h.ctx, healPause)
+			h.nudge()
+		}
+	}
+}
+
+// take gives the rooms to be looked at.
+func (h *healer) take() (rooms []*room) {
+	h.mu.Lock()
+	whole := h.whole
+	for r := range h.rooms {
+		rooms = append(rooms, r)
+	}
+	h.whole = false
+	clear(h.rooms)
+	h.mu.Unlock()
+	if whole {
+		rooms = h.hub.all(math.MaxInt)
+	}
+	return rooms
+}
+
+// pass tries to put each member back, and returns those that are to be tried again.
+func (h *healer) pass(list []*membership) (left []*membership) {
+	var restored, next atomic.Int64
+	var failed atomic.Bool
+	again := make([]bool, len(list))
+	var workers sync.WaitGroup
+	for range min(healWorkers, len(list)) {
+		workers.Go(func() {
+			for i := next.Add(1) - 1; i < int64(len(list)); i = next.Add(1) - 1 {
+				if failed.Load() { // Redis is away: the others need not try that too
+					again[i] = true
+					continue
+				}
+				changed, err := h.restore(list[i])
+				again[i] = err != nil
+				failed.Store(failed.Load() || isUnavailable(err))
+				if changed {
+					restored.Add(1)
+				}
+			}
+		})
+	}
+	workers.Wait()
+	for i, m := range list {
+		if again[i] {
+			left = append(left, m)
+		}
+	}
+	if n := restored.Load(); n > 0 {
+		h.log.Info("members put back", "members", n, "waiting", len(left))
+	}
+	return left
+}
+
+// errBusy is why a member is not put back now.
+var errBusy = errors.New("a request of the member's client is at work")
+
+// restore puts a member back, unless the room has it. One that is silent, or has left, stays away.
+func (h *healer) restore(m *membership) (changed bool, err error) {
+	if !m.mu.TryLock() {
+		return false, errBusy
+	}
+	defer m.mu.Unlock()
+	if !m.lives() {
+		return false, nil
+	}
+	ctx, cancel := context.WithTimeout(h.ctx, healPatience)
+	defer cancel()
+	if m.Node, err = h.lease.host(ctx, m.Room); err != nil {
+		return false, err
+	}
+	had, age := m.Rev, h.service.options.Lookback-time.Until(m.silentAt)
+	err = h.service.restore(ctx, &m.Member, age, m.room.revision())
+	m.over = hasCode(err, CodeNotJoined) // a kick is final
+	if !isUnavailable(err) {             // a newer incarnation is there: the next request of its client follows that
+		return m.Rev != had, nil
+	}
+	return false, err
+}
+
+// watch asks again and again whether Redis has lost data. A flushed one breaks no connection, and in a cluster a master may
+// be another one than that which has the subscriptions.
+func (h *healer) watch() {
+	tick := time.NewTicker(pulsePeriod)
+	defer tick.Stop()
+	for {
+		select {
+		case <-h.ctx.Done():
+			return
+		case <-tick.C:
+			h.pulse()
+		}
+	}
+}
+
+func (h *healer) pulse() {
+	ctx, cancel := context.WithTimeout(h.ctx, pulsePeriod)
+	defer cancel()
+	var asked sync.WaitGroup
+	for _, r := range h.hub.all(pulseRooms) {
+		asked.Go(func() {
+			known, by := r.known()
+			if rev, server, err := h.service.pulse(ctx, r.id); err == nil && (rev < known || isAnother(server, by)) {
+				r.lost()
+			}
+		})
+	}
+	asked.Wait()
+}
+
+// isAnother tells whether a name is not that of the process of Redis known before. Unknown ones tell nothing.
+func isAnother(server, before string) bool {
+	return server != "" && before != "" && server != before
+}
