@@ -41,6 +41,7 @@ const (
 type grant struct {
 	user    string
 	rooms   []string // patterns, see matches; nil = all rooms
+	watch   bool     // whether users may be watched
 	expires time.Time
 }
 
@@ -55,6 +56,14 @@ func (g *grant) checkRoom(room string) error {
 		return nil
 	}
 	return &Error{Code: CodeForbidden, Message: "the token does not allow this room"}
+}
+
+// checkWatch returns nil if the bearer may watch users.
+func (g *grant) checkWatch() error {
+	if g == nil || g.watch {
+		return nil
+	}
+	return &Error{Code: CodeForbidden, Message: "the token does not allow to watch users"}
 }
 
 // checkUser returns nil for a user that the bearer may be.
@@ -145,6 +154,7 @@ type claims struct {
 	jwt.RegisteredClaims
 	Expires *float64        `json:"exp"` // seconds since 1970; the library would cut off what is less than one
 	Rooms   json.RawMessage `json:"rooms"`
+	Watch   bool            `json:"watch"`
 }
 
 // GetExpirationTime is for the library.
@@ -171,7 +181,7 @@ func (a *authority) check(token string) (*grant, *Error) {
 		return nil, unauthorized(whatIsWrong(err))
 	}
 	expires, _ := c.GetExpirationTime() // it was just checked
-	g := &grant{user: c.Subject, expires: expires.Time}
+	g := &grant{user: c.Subject, watch: c.Watch, expires: expires.Time}
 	if !time.Now().Before(g.expires) {
 		return nil, unauthorized(whatIsWrong(jwt.ErrTokenExpired))
 	}

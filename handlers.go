@@ -26,7 +26,11 @@ const (
 	eventLeave     = "presence:leave"
 	eventGet       = "presence:get"
 	eventAuth      = "presence:auth"
+	eventWatch     = "presence:watch"
+	eventUnwatch   = "presence:unwatch"
 	eventPresence  = "presence:event"
+	eventBatch     = "presence:batch"
+	eventCount     = "presence:count"
 	eventExpired   = "presence:expired"
 )
 
@@ -34,6 +38,10 @@ const (
 func presenceFrame(e Event) frame {
 	return eventFrame(eventPresence, e.appendJSON(nil))
 }
+
+func batchFrame(b Batch) frame { return eventFrame(eventBatch, b.appendJSON(nil)) }
+
+func countFrame(b Batch) frame { return eventFrame(eventCount, append(b.appendCount(nil), '}')) }
 
 // handlers answer the presence events of all clients of this node.
 type handlers struct {
@@ -47,6 +55,7 @@ type handlers struct {
 	tokens   *authority // nil = anybody is whoever they say
 	rate     *rate      // of one socket, nil = no limit
 	refusals *refusals
+	maxUsers int // that one socket may watch
 	log      *slog.Logger
 	draining atomic.Bool
 	everyone func(func(*client)) // calls back for each client of this node
@@ -94,11 +103,12 @@ func (h *handlers) broadcast(rooms, except []string, f frame) {
 // connection is one client and the rooms it is in. The session layer calls it for one packet at a time.
 type connection struct {
 	*handlers
-	client *client
-	rooms  map[string]*membership
-	budget budget
-	grant  *grant  // both nil
-	expiry *expiry // without authentication
+	client  *client
+	rooms   map[string]*membership
+	watched map[string]*room // nil if none
+	budget  budget
+	grant   *grant  // both nil
+	expiry  *expiry // without authentication
 }
 
 // membership is a connection's place in one room.
@@ -135,6 +145,10 @@ func (c *connection) event(name string, args []json.RawMessage, id ackID) {
 		answer = c.get
 	case eventAuth:
 		answer = c.authenticate
+	case eventWatch:
+		answer = c.watch
+	case eventUnwatch:
+		answer = c.unwatch
 	}
 	if !c.affords(name) {
 		c.tooMany(name, answer != nil, id)
@@ -215,8 +229,8 @@ func (c *connection) join(ctx context.Context, payload []byte, id ackID) ([]byte
 	}
 	m, again := c.rooms[p.RoomID]
 	if !again {
-		if c.maxRooms > 0 && len(c.rooms) >= c.maxRooms {
-			return nil, &Error{Code: CodeTooManyRooms, Message: fmt.Sprintf("a connection may be in %d rooms", c.maxRooms)}
+		if err := c.roomForOneMore(); err != nil {
+			return nil, err
 		}
 		m = &membership{room: c.hub.acquire(p.RoomID)}
 	}
@@ -231,7 +245,7 @@ func (c *connection) join(ctx context.Context, payload []byte, id ackID) ([]byte
 	}
 	arrived := time.Now()
 	wish := Member{Room: p.RoomID, User: p.UserID, Conn: c.client.ID(), State: p.State, Epoch: m.Epoch, late: m.late}
-	joined, err := c.enter(ctx, m.room, wish, id)
+	joined, err := c.enter(ctx, m.room, wish, p.tellingPayload, id)
 	switch {
 	case err == nil:
 		m.Member, m.unsure, m.over = joined, false, false
@@ -252,9 +266,17 @@ func (c *connection) join(ctx context.Context, payload []byte, id ackID) ([]byte
 	return nil, err
 }
 
+// roomForOneMore refuses what would be one room too many: a watched one counts as well.
+func (c *connection) roomForOneMore() error {
+	if c.maxRooms > 0 && len(c.rooms)+len(c.watched) >= c.maxRooms {
+		return &Error{Code: CodeTooManyRooms, Message: fmt.Sprintf("a connection may be in %d rooms, or watch them", c.maxRooms)}
+	}
+	return nil
+}
+
 // enter writes a member and waits until this node's replica has it; then the acknowledgement goes out. When it fails, the
 // epoch says what is known: that of the new incarnation, or 0 if there may be none.
-func (c *connection) enter(ctx context.Context, r *room, wish Member, id ackID) (Member, error) {
+func (c *connection) enter(ctx context.Context, r *room, wish Member, how tellingPayload, id ackID) (Member, error) {
 	floor, err := r.ready(ctx)
 	if err != nil {
 		return wish, err
@@ -276,11 +298,11 @@ func (c *connection) enter(ctx context.Context, r *room, wish Member, id ackID) 
 		joined.Epoch = 0
 		return joined, err
 	}
-	return joined, r.admit(ctx, joined.Epoch, c.client, func(snapshot func() []byte, rev int64) {
+	return joined, r.admit(ctx, newWaiter(joined.Epoch, c.client, asMember, how.Mode, func(v view) {
 		if id != nil {
-			c.client.ack(id, c.joinAck(joined, rev, snapshot()))
+			c.client.ack(id, c.joinAck(joined, v, how.Limit))
 		}
-	})
+	}))
 }
 
 // keep writes a new member once more if the node has lost its lease meanwhile: nobody puts back what was not there yet.
@@ -295,19 +317,17 @@ func (c *connection) keep(ctx context.Context, m *Member, floor int64) error {
 	return c.service.restore(ctx, m, 0, floor)
 }
 
-func (c *connection) joinAck(m Member, rev int64, snapshot []byte) []byte {
-	b := make([]byte, 0, len(snapshot)+160)
-	b = append(b, `{"ok":true,"self":{"connId":`...)
-	b = appendString(b, m.Conn)
-	b = append(b, `,"epoch":`...)
-	b = strconv.AppendInt(b, m.Epoch, 10)
-	b = append(b, `},"rev":`...)
-	b = strconv.AppendInt(b, rev, 10)
-	b = append(b, `,"ttlMs":`...)
-	b = strconv.AppendInt(b, c.service.options.TTL.Milliseconds(), 10)
-	b = append(b, `,"snapshot":`...)
-	b = append(b, snapshot...)
-	return append(b, '}')
+func (c *connection) joinAck(m Member, v view, limit int) []byte {
+	first := v.first(limit)
+	b := make([]byte, 0, len(first.entries)+200)
+	b = appendText(b, `{"ok":true,"self":{"connId":`, m.Conn)
+	b = append(appendNumber(b, `,"epoch":`, m.Epoch), '}')
+	b = appendNumber(b, `,"ttlMs":`, c.service.options.TTL.Milliseconds())
+	if limit > 0 {
+		return append(first.appendTo(b, "snapshot"), '}')
+	}
+	b = appendNumber(b, `,"rev":`, first.rev)
+	return append(append(append(b, `,"snapshot":`...), first.entries...), '}')
 }
 
 func (c *connection) heartbeat(ctx context.Context, payload []byte, _ ackID) ([]byte, error) {
@@ -483,6 +503,11 @@ func (c *connection) authenticate(ctx context.Context, payload []byte, _ ackID) 
 			members = append(members, c.forget(m))
 		}
 	}
+	for room := range c.watched {
+		if !g.allows(room) {
+			c.unwatchRooms(room)
+		}
+	}
 	if err := c.confirmAll(ctx, members); err != nil {
 		return nil, err
 	}
@@ -500,7 +525,7 @@ func (c *connection) confirmAll(ctx context.Context, members []Member) (first er
 // forget ends the events of a room for this connection, and gives the member that is to be removed: nobody puts it back
 // from here on.
 func (c *connection) forget(m *membership) Member {
-	m.room.leave(c.client)
+	m.room.leave(c.client, asMember)
 	m.room.disown(c.client.ID())
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -531,6 +556,7 @@ func (c *connection) ended(reason endReason) {
 	c.expiry.stop()
 	ctx, cancel := context.WithTimeout(context.Background(), answerWithin)
 	defer cancel()
+	c.unwatchRooms("")
 	grace := c.service.options.Grace
 	until := time.Now().Add(grace)
 	for _, m := range c.rooms {
@@ -559,29 +585,11 @@ func (c *connection) get(ctx context.Context, payload []byte, _ ackID) ([]byte, 
 	if err != nil {
 		return nil, err
 	}
-	s, err := c.service.Snapshot(ctx, p.RoomID)
+	part, err := c.hub.page(ctx, p.RoomID, after, p.Limit)
 	if err != nil {
 		return nil, err
 	}
-	return appendPage([]byte(`{"ok":true,`), s, "snapshot", after, p.Limit), nil
-}
-
-// appendPage completes an object with what the whole room has, and under a name with at most limit entries, those whose
-// connection id is above after.
-func appendPage(b []byte, s Snapshot, name, after string, limit int) []byte {
-	from, found := slices.BinarySearchFunc(s.Entries, after, func(e Entry, id string) int { return cmp.Compare(e.ConnID, id) })
-	if found {
-		from++
-	}
-	page := s.Entries[from:min(from+limit, len(s.Entries))]
-	b = appendNumber(b, `"rev":`, s.Rev)
-	b = appendNumber(b, `,"count":`, int64(len(s.Entries)))
-	b = appendNumber(b, `,"users":`, int64(s.Users))
-	if from+len(page) < len(s.Entries) {
-		b = appendText(b, `,"cursor":`, encodeCursor(page[len(page)-1].ConnID))
-	}
-	b = append(appendString(append(b, ','), name), ':')
-	return append(appendEntries(b, slices.Values(page)), '}')
+	return append(part.appendTo([]byte(`{"ok":true`), "snapshot"), '}'), nil
 }
 
 func encodeCursor(lastConn string) string {

@@ -63,6 +63,7 @@ type user struct {
 	id     string
 	calls  int
 	events []wireEvent // that came in so far
+	others []wireBatch // batches and counts that came in so far
 }
 
 // wireEvent is a presence:event as the protocol describes it.
@@ -163,6 +164,9 @@ func (u *user) answer(id string) wireAck {
 
 func (u *user) keep(packet string) {
 	u.t.Helper()
+	if u.keepCollected(packet) {
+		return
+	}
 	text, ok := strings.CutPrefix(packet, `42["presence:event",`)
 	if !ok {
 		u.t.Fatalf("unexpected packet %q", packet)

@@ -26,6 +26,7 @@ const (
 // web answers what comes by HTTP and is no Socket.IO.
 type web struct {
 	service *Service
+	hub     *hub
 	apiKey  string                           // "" = no /v1
 	unready func(ctx context.Context) *Error // why clients should go elsewhere, nil = they should not
 	log     *slog.Logger
@@ -192,12 +193,14 @@ func (w *web) room(ctx context.Context, r *http.Request) ([]byte, error) {
 		return nil, err
 	}
 	id := r.PathValue("roomId")
-	s, err := w.service.Snapshot(ctx, id)
+	if err := checkID("roomId", id, w.service.options.Limits.IDBytes); err != nil {
+		return nil, err
+	}
+	part, err := w.hub.page(ctx, id, after, limit)
 	if err != nil {
 		return nil, err
 	}
-	b := append(appendText(nil, `{"roomId":`, id), ',')
-	return appendPage(b, s, "members", after, limit), nil
+	return append(part.appendTo(appendText(nil, `{"roomId":`, id), "members"), '}'), nil
 }
 
 func (w *web) user(ctx context.Context, r *http.Request) ([]byte, error) {

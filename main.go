@@ -178,7 +178,8 @@ func (n *node) wire(config Config) {
 		Logger:         n.log,
 	})
 	n.lease = newLease(n.service, config.NodeLease, n.log)
-	n.hub = newHub(n.service, presenceFrame, config.TTL/4, n.log)
+	n.hub = newHub(n.service, encoders{presenceFrame, batchFrame, countFrame}, config.TTL/4, n.log)
+	n.hub.batchEvery = config.Batch
 	n.bridge = newBridge(n.redis, config.ShardedPubSub, n.hub, n.log)
 	n.hub.bridge = n.bridge
 	n.hub.deserted = n.lease.leave
@@ -186,7 +187,7 @@ func (n *node) wire(config Config) {
 	n.owed = newOwed(n.service)
 	n.workers = newWorkers()
 	refusals := &refusals{}
-	n.handlers = &handlers{workers: n.workers, service: n.service, hub: n.hub, owed: n.owed, lease: n.lease, maxRooms: config.MaxRoomsPerSocket, pongs: config.PongKeepsAlive, tokens: n.tokens,
+	n.handlers = &handlers{workers: n.workers, service: n.service, hub: n.hub, owed: n.owed, lease: n.lease, maxRooms: config.MaxRoomsPerSocket, maxUsers: config.MaxWatchedUsers, pongs: config.PongKeepsAlive, tokens: n.tokens,
 		rate: newRate(config.RatePerSecond, config.RateBurst), refusals: refusals, log: n.log}
 	gate := newGate(config.MaxConnections, config.MaxConnectionsPerAddress, refusals)
 	n.sockets = newSockets(socketOptions{
@@ -209,7 +210,7 @@ func (n *node) wire(config Config) {
 	mux := http.NewServeMux()
 	mux.Handle("/socket.io/", n.sockets)
 	mountPage(mux, config.Demo, rand.Text()[:6])
-	site := &web{service: n.service, apiKey: config.APIKey, unready: n.unready, log: n.log}
+	site := &web{service: n.service, hub: n.hub, apiKey: config.APIKey, unready: n.unready, log: n.log}
 	site.mount(mux)
 	n.server = newHTTPServer(mux)
 }

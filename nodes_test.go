@@ -36,11 +36,14 @@ func (m *mirror) flush() {
 }
 
 // welcome is the acknowledgement of its join, as admit calls it.
-func (m *mirror) welcome(snapshot func() []byte, rev int64) {
+func (m *mirror) welcome(v view) { m.begin(v.first(0).entries, v.first(0).rev) }
+
+// begin starts the fold with a snapshot.
+func (m *mirror) begin(snapshot []byte, rev int64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	var entries []Entry
-	if err := json.Unmarshal(snapshot(), &entries); err != nil {
+	if err := json.Unmarshal(snapshot, &entries); err != nil {
 		m.wrong = append(m.wrong, err.Error())
 	}
 	m.from = rev
@@ -129,7 +132,7 @@ func startTestNode(t *testing.T, w wire, whole bool) *testNode {
 	t.Helper()
 	rdb := w.open(t)
 	n := &testNode{service: startService(t, rdb, Options{Sharded: w.sharded}), whole: whole}
-	n.hub = newHub(patientSource{n.service, n}, func(e Event) frame { return e.appendJSON(nil) }, time.Minute, testLogger(t))
+	n.hub = newHub(patientSource{n.service, n}, encoders{event: func(e Event) frame { return e.appendJSON(nil) }}, time.Minute, testLogger(t))
 	n.bridge = newBridge(rdb, w.sharded, lossySink{n.hub, n}, testLogger(t))
 	n.hub.bridge = n.bridge
 	t.Cleanup(func() {
@@ -289,7 +292,7 @@ func (a *actor) enter() {
 		a.Member, err = a.node.service.join(ctx, wish, floor)
 	}
 	a.load.must(a.Epoch, err)
-	if err = a.room.admit(ctx, a.Epoch, a.mirror, a.mirror.welcome); err != nil {
+	if err = a.room.admit(ctx, newWaiter(a.Epoch, a.mirror, asMember, modeAll, a.mirror.welcome)); err != nil {
 		a.load.Error(err)
 	}
 }
@@ -312,7 +315,7 @@ func (a *actor) beat() {
 }
 
 func (a *actor) leave() {
-	a.room.leave(a.mirror)
+	a.room.leave(a.mirror, asMember)
 	a.node.hub.release(a.room)
 	a.room = nil
 	rev, left, err := a.node.service.remove(a.load.Context(), a.load.room, removal{reason: ReasonLeft}, []incarnation{{a.conn, a.Epoch}})

@@ -145,7 +145,7 @@ func (o *observer) try(ctx context.Context, event, payload string) (ack wireAck,
 		if event == eventJoin && ack.OK {
 			var parts struct{ Snapshot json.RawMessage }
 			_ = json.Unmarshal(text, &parts) // it could be read before
-			o.mirror.welcome(func() []byte { return parts.Snapshot }, ack.Rev)
+			o.mirror.begin(parts.Snapshot, ack.Rev)
 		}
 		close(acked)
 	}

@@ -487,6 +487,22 @@ func (s *Service) find(ctx context.Context, room, conn string) (Member, error) {
 	return m, nil
 }
 
+// size is the revision of a room's latest change, and how many connections are in it.
+func (s *Service) size(ctx context.Context, room string) (rev int64, count int, err error) {
+	k := keysOf(room)
+	var stored *redis.StringCmd
+	var conns *redis.IntCmd
+	_, err = s.rdb.Pipelined(ctx, func(pipe redis.Pipeliner) error {
+		stored, conns = pipe.Get(ctx, k.revision()), pipe.HLen(ctx, k.meta())
+		return nil
+	})
+	if err != nil && !errors.Is(err, redis.Nil) && !redis.HasErrorPrefix(err, "WRONGTYPE") {
+		return 0, 0, unavailable(err)
+	}
+	rev, _ = strconv.ParseInt(stored.Val(), 10, 64)
+	return rev, int(conns.Val()), nil
+}
+
 func (s *Service) read(ctx context.Context, room string) (Snapshot, error) {
 	answer, err := s.run(ctx, s.scripts.read, scriptKeys(room))
 	if err != nil {

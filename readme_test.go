@@ -188,9 +188,10 @@ func expectLines(p *nodeProcess, beginnings ...string) {
 func eventNames(t *testing.T, files map[string]*ast.File) (requests, pushes []string) {
 	t.Helper()
 	for constant, name := range constants(t, files["handlers.go"], "event") {
-		if constant == "eventPresence" || constant == "eventExpired" {
+		switch constant {
+		case "eventPresence", "eventBatch", "eventCount", "eventExpired":
 			pushes = append(pushes, name)
-		} else {
+		default:
 			requests = append(requests, name)
 		}
 	}

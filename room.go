@@ -10,6 +10,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/tidwall/btree"
 )
 
 const (
@@ -46,6 +48,7 @@ type receiver interface {
 // roomSource is where rooms come from.
 type roomSource interface {
 	read(ctx context.Context, room string) (Snapshot, error)
+	size(ctx context.Context, room string) (rev int64, count int, err error)
 }
 
 // subscriptions are asked for the messages of rooms; a hub is told of them as a bridgeSink.
@@ -54,17 +57,26 @@ type subscriptions interface {
 	unsubscribe(room string)
 }
 
+// encoders make what receivers are sent: one frame for all that get the same.
+type encoders struct {
+	event func(Event) frame
+	batch func(Batch) frame
+	count func(Batch) frame // its Events are none
+}
+
 // hub holds the rooms that local sockets are in.
 //
 // Locks are taken in the order hub, room, receiver.
 type hub struct {
-	source   roomSource
-	bridge   subscriptions
-	encode   func(Event) frame // one frame for all receivers
-	deserted func(room string) // is told of rooms that this node has no members in any more; nil = nobody
-	loss     lossListener      // is told of members of this node that Redis may have lost; nil = nobody
-	freshFor time.Duration     // age up to which lastSeenMs of a replica is good enough for a snapshot
-	log      *slog.Logger
+	source     roomSource
+	bridge     subscriptions
+	encode     encoders
+	deserted   func(room string) // is told of rooms that this node has no members in any more; nil = nobody
+	loss       lossListener      // is told of members of this node that Redis may have lost; nil = nobody
+	freshFor   time.Duration     // age up to which lastSeenMs of a replica is good enough for a snapshot
+	batchEvery time.Duration     // between two batches of a room
+	countEvery time.Duration     // between two counts of a room
+	log        *slog.Logger
 
 	mu    sync.Mutex
 	rooms map[string]*room
@@ -90,8 +102,9 @@ type batch struct {
 }
 
 // newHub makes a hub. Its bridge must be set before the first room is acquired.
-func newHub(source roomSource, encode func(Event) frame, freshFor time.Duration, log *slog.Logger) *hub {
-	h := &hub{source: source, encode: encode, freshFor: freshFor, log: log, rooms: map[string]*room{}, readers: make(chan struct{}, roomReaders)}
+func newHub(source roomSource, encode encoders, freshFor time.Duration, log *slog.Logger) *hub {
+	h := &hub{source: source, encode: encode, freshFor: freshFor, batchEvery: 250 * time.Millisecond, countEvery: time.Second, log: log,
+		rooms: map[string]*room{}, readers: make(chan struct{}, roomReaders)}
 	h.ctx, h.stop = context.WithCancel(context.Background())
 	h.work.Go(h.sweepLoop)
 	return h
@@ -115,6 +128,25 @@ func (h *hub) acquire(id string) *room {
 	}
 	r.members++
 	return r
+}
+
+// page gives members of any room in the order of their connection ids, at most limit, after a given id. A small room that
+// no local socket is in is read; of a large one the node keeps the replica for a while, because more pages will be asked for.
+func (h *hub) page(ctx context.Context, id, after string, limit int) (given page, err error) {
+	rev, count, err := h.source.size(ctx, id)
+	if err != nil {
+		return page{}, err
+	}
+	if count <= maxPage && h.find(id) == nil {
+		s, err := h.source.read(ctx, id)
+		p := newReplica(id)
+		p.adopt(s, nobody)
+		return p.page(after, limit), err
+	}
+	r := h.acquire(id)
+	defer h.release(r)
+	err = r.admit(ctx, newGlance(rev, after, limit, &given))
+	return given, err
 }
 
 func (h *hub) release(r *room) {
@@ -221,6 +253,19 @@ func (h *hub) settled() {
 	h.flush()
 }
 
+// later calls f after a while, unless the hub is closed before; close waits for it.
+func (h *hub) later(wait time.Duration, f func()) {
+	if h.ctx.Err() != nil {
+		return
+	}
+	h.work.Go(func() {
+		pause(h.ctx, wait)
+		if h.ctx.Err() == nil {
+			f()
+		}
+	})
+}
+
 func (h *hub) touch(r *room) {
 	h.batch.mu.Lock()
 	defer h.batch.mu.Unlock()
@@ -273,9 +318,9 @@ type room struct {
 	comparing bool      // a timer looks at a difference
 	pending   []message // came while the room was read
 	touched   bool      // the hub will settle this room
-	receivers receiverSet
+	listeners listeners
 	waiters   []*waiter
-	snapshot  []byte                 // of the answers at work
+	snapshot  map[int]page           // of the answers at work, by its limit
 	owned     map[string]*membership // the members that this node put in, by connection
 	server    string                 // the process of Redis that the room was last read from
 	missedAt  time.Time              // when a loss of data was noticed
@@ -285,6 +330,7 @@ func newRoom(h *hub, id string) *room {
 	r := &room{id: id, hub: h, loaded: make(chan struct{}), indexing: make(chan struct{}, 1), emptySince: time.Now(),
 		owned: map[string]*membership{}}
 	r.replica = newReplica(id)
+	r.listeners.room = r
 	r.ctx, r.stop = context.WithCancel(h.ctx)
 	return r
 }
@@ -332,18 +378,35 @@ func (r *room) revision() int64 {
 	return r.replica.rev
 }
 
-// waiter is a join that waits for the replica.
+// waiter is a receiver that waits for the replica to reach a revision.
 type waiter struct {
 	rev      int64
-	to       receiver // nil = nobody, who waits has what it wants with the revision
-	answer   func(snapshot func() []byte, rev int64)
+	to       receiver // nil = nobody, who waits has what it wants with the answer
+	as       role
+	mode     eventMode
+	answer   func(view)
 	answered chan struct{}
 }
 
-// admit waits until the replica has reached rev. Then, in one step, it calls answer with the room's snapshot and makes
-// the receiver one of the room's (G2: the acknowledgement precedes the events, and none between them is missing).
-func (r *room) admit(ctx context.Context, rev int64, to receiver, answer func(snapshot func() []byte, rev int64)) error {
-	w := &waiter{rev: rev, to: to, answer: answer, answered: make(chan struct{})}
+// newWaiter is for a receiver that joins or watches: answer gives it the room as it is when it begins.
+func newWaiter(rev int64, to receiver, as role, mode eventMode, answer func(view)) *waiter {
+	return &waiter{rev: rev, to: to, as: as, mode: mode, answer: answer, answered: make(chan struct{})}
+}
+
+// newGlance is for who is given a page, and hears nothing more.
+func newGlance(rev int64, after string, limit int, given *page) *waiter {
+	return newWaiter(rev, nil, asMember, modeNone, func(v view) {
+		v.r.listeners.paged = max(v.r.listeners.paged, v.r.replica.rev)
+		*given = v.r.replica.page(after, limit)
+	})
+}
+
+// admit waits until the replica has reached the waiter's revision. Then, in one step, it calls answer with the room and
+// makes the receiver one of the room's (G2: the acknowledgement precedes the events, and none between them is missing).
+func (r *room) admit(ctx context.Context, w *waiter) error {
+	if _, err := r.ready(ctx); err != nil {
+		return err
+	}
 	r.mu.Lock()
 	r.waiters = append(r.waiters, w)
 	if time.Since(r.readAt) > r.hub.freshFor {
@@ -367,14 +430,17 @@ func (r *room) admit(ctx context.Context, rev int64, to receiver, answer func(sn
 func (r *room) hurry() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if len(r.waiters) > 0 {
-		r.reread()
+	for _, w := range r.waiters {
+		if w.rev > r.replica.rev {
+			r.reread()
+			return
+		}
 	}
 }
 
 // reach waits until the replica has reached rev, and all events up to there are told.
 func (r *room) reach(ctx context.Context, rev int64) error {
-	return r.admit(ctx, rev, nil, nil)
+	return r.admit(ctx, newWaiter(rev, nil, asMember, modeNone, func(view) {}))
 }
 
 // giveUp takes back a waiter, unless it was answered in the meantime.
@@ -400,13 +466,13 @@ func (r *room) welcome() {
 func (r *room) answer() {
 	rest := r.waiters[:0]
 	for _, w := range r.waiters {
-		if w.rev > r.replica.rev {
+		if w.rev > r.replica.rev || !r.listeners.admits(w.mode) {
 			rest = append(rest, w)
 			continue
 		}
+		w.answer(view{r})
 		if w.to != nil {
-			w.answer(r.snapshotJSON, r.replica.rev)
-			r.receivers.add(w.to)
+			r.listeners.admit(w.to, w.as, w.mode)
 		}
 		close(w.answered)
 	}
@@ -415,19 +481,47 @@ func (r *room) answer() {
 	r.snapshot = nil
 }
 
-// snapshotJSON is built once for all joins that are answered together.
-func (r *room) snapshotJSON() []byte {
-	if r.snapshot == nil {
-		r.snapshot = appendEntries(nil, maps.Values(r.replica.entries))
+// view is a room as those see it who are answered. It is good for as long as the answer is at work.
+type view struct{ r *room }
+
+// first is the whole room, or the first page of it if limit is not 0. It is built once for all who are answered together.
+func (v view) first(limit int) page {
+	p, built := v.r.snapshot[limit]
+	if !built {
+		p = v.r.replica.page("", limit)
+		if v.r.snapshot == nil {
+			v.r.snapshot = map[int]page{}
+		}
+		v.r.snapshot[limit] = p
 	}
-	return r.snapshot
+	return p
 }
 
-// leave ends the receiver's events. Frames that are queued for it stay.
-func (r *room) leave(to receiver) {
+// page is a part of a room's members, by connection id, and what the whole room has.
+type page struct {
+	rev     int64
+	all     tally
+	entries []byte // JSON array
+	last    string // connection id of the last one, "" if nobody follows
+}
+
+// appendTo appends the page within an object: its entries under a name, and how to ask for the next one.
+func (p page) appendTo(b []byte, name string) []byte {
+	b = appendNumber(b, `,"rev":`, p.rev)
+	b = appendNumber(b, `,"count":`, int64(p.all.count))
+	b = appendNumber(b, `,"users":`, int64(p.all.users))
+	if p.last != "" {
+		b = appendText(b, `,"cursor":`, encodeCursor(p.last))
+	}
+	b = append(appendString(append(b, ','), name), ':')
+	return append(b, p.entries...)
+}
+
+// leave ends what the receiver gets in a role. Frames that are queued for it stay.
+func (r *room) leave(to receiver, as role) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.receivers.remove(to)
+	r.listeners.dismiss(to, as)
 }
 
 // own makes a connection's membership one that is put back when the room loses it.
@@ -454,13 +548,21 @@ func (r *room) toHeal() []*membership {
 	return slices.Collect(maps.Values(r.owned))
 }
 
-// collect adds the room's receivers to a set.
+// collect adds the room's local members to a set.
 func (r *room) collect(set map[receiver]bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for _, to := range r.receivers.list {
-		set[to] = true
-	}
+	r.listeners.members(set)
+}
+
+// windowOver sends what was kept for the end of a window.
+func (r *room) windowOver() {
+	r.mu.Lock()
+	r.listeners.armed = false
+	r.listeners.settle()
+	r.welcome()
+	r.mu.Unlock()
+	r.hub.flush()
 }
 
 // receive takes a message of the room's channel. It is applied if it follows the replica; one that is already in it is
@@ -494,11 +596,11 @@ func (r *room) keep(m message) {
 
 // apply changes the replica and tells the receivers. r.mu is held.
 func (r *room) apply(e Event) {
-	r.replica.apply(e)
+	c := r.replica.apply(e)
 	if r.holds() { // Redis does not count whom it has lost
-		e.UserConns = r.replica.users[e.UserID]
+		c.UserConns = r.replica.users[e.UserID]
 	}
-	r.tell(e)
+	r.listeners.tell(c)
 	if e.Type == EventLeave && e.Reason != ReasonLeft && r.hub.loss != nil && r.owned[e.ConnID] != nil {
 		r.hub.loss.lostMembers(r) // somebody took it for lost, though its socket lives
 	}
@@ -508,29 +610,11 @@ func (r *room) apply(e Event) {
 	}
 }
 
-func (r *room) tell(e Event) {
-	if len(r.receivers.list) > 0 {
-		r.hub.cast(r.hub.encode(e), r.receivers.list)
-	}
-	if e.Reason == ReasonKicked {
-		r.expel(e.ConnID)
-	}
-}
-
-// expel ends the events of a local socket, whatever its connection knows as yet. r.mu is held.
-func (r *room) expel(conn string) {
-	for _, to := range r.receivers.list {
-		if to.ID() == conn {
-			r.receivers.remove(to)
-			return
-		}
-	}
-}
-
 func (r *room) settle() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.touched = false
+	r.listeners.settle()
 	r.welcome()
 }
 
@@ -640,8 +724,8 @@ func (r *room) adopt(s Snapshot, known int) bool {
 	if overtaken || onTheirWay {
 		r.replica.refresh(s)
 	} else {
-		for _, e := range r.replica.adopt(s, r.spared) {
-			r.tell(e)
+		for _, c := range r.replica.adopt(s, r.spared) {
+			r.listeners.tell(c)
 		}
 	}
 	r.readAt = time.Now()
@@ -653,6 +737,7 @@ func (r *room) adopt(s Snapshot, known int) bool {
 	r.pending = r.pending[known:]
 	r.reading = !r.applyPending() || r.readAgain
 	r.doubt = r.reading
+	r.listeners.settle()
 	r.answer()
 	return !r.reading
 }
@@ -761,10 +846,11 @@ func (r *room) applyPending() bool {
 // replica is a room as this node knows it.
 type replica struct {
 	room    string
-	rev     int64            // the highest that receivers were told
-	stored  int64            // that of the store, as far as is known: below rev only when the store has lost its counter
-	entries map[string]Entry // by connection id
-	users   map[string]int   // connections of each user
+	rev     int64              // the highest that receivers were told
+	stored  int64              // that of the store, as far as is known: below rev only when the store has lost its counter
+	entries map[string]Entry   // by connection id
+	users   map[string]int     // connections of each user
+	order   *btree.Set[string] // connection ids, once a page was asked for
 }
 
 func newReplica(room string) replica {
@@ -774,30 +860,79 @@ func newReplica(room string) replica {
 // precedes tells whether m is the next change. Receivers never see a revision go back.
 func (p *replica) precedes(m message) bool { return m.prev == p.stored && m.Rev > p.rev }
 
-func (p *replica) apply(e Event) {
-	p.rev, p.stored = e.Rev, e.Rev
-	if e.Type == EventLeave {
-		p.drop(e.ConnID)
-		return
-	}
-	p.put(Entry{ConnID: e.ConnID, UserID: e.UserID, State: e.State, LastSeenMs: e.TS, Epoch: e.Epoch, Rev: e.Rev})
+// change is an event, and what the replica had of the connection before it.
+type change struct {
+	Event
+	before Entry
+	had    bool
 }
 
-func (p *replica) put(e Entry) {
-	p.drop(e.ConnID)
+func (p *replica) apply(e Event) change {
+	p.rev, p.stored = e.Rev, e.Rev
+	c := change{Event: e}
+	if e.Type == EventLeave {
+		c.before, c.had = p.drop(e.ConnID)
+		return c
+	}
+	c.before, c.had = p.put(Entry{ConnID: e.ConnID, UserID: e.UserID, State: e.State, LastSeenMs: e.TS, Epoch: e.Epoch, Rev: e.Rev})
+	return c
+}
+
+func (p *replica) put(e Entry) (before Entry, had bool) {
+	before, had = p.drop(e.ConnID)
 	p.entries[e.ConnID] = e
 	p.users[e.UserID]++
+	if p.order != nil {
+		p.order.Insert(e.ConnID)
+	}
+	return before, had
 }
 
-func (p *replica) drop(conn string) {
-	old, ok := p.entries[conn]
-	if !ok {
-		return
+func (p *replica) drop(conn string) (before Entry, had bool) {
+	before, had = p.entries[conn]
+	if !had {
+		return before, false
 	}
 	delete(p.entries, conn)
-	if p.users[old.UserID]--; p.users[old.UserID] == 0 {
-		delete(p.users, old.UserID)
+	if p.users[before.UserID]--; p.users[before.UserID] == 0 {
+		delete(p.users, before.UserID)
 	}
+	if p.order != nil {
+		p.order.Delete(conn)
+	}
+	return before, true
+}
+
+func (p *replica) tally() tally { return tally{len(p.entries), len(p.users)} }
+
+// page gives the members after a connection id, at most limit, 0 = all.
+func (p *replica) page(after string, limit int) page {
+	if after == "" && (limit == 0 || limit >= len(p.entries)) {
+		return page{rev: p.rev, all: p.tally(), entries: appendEntries(nil, maps.Values(p.entries))}
+	}
+	if p.order == nil { // only rooms that are read in pages need one
+		p.order = &btree.Set[string]{}
+		for conn := range p.entries {
+			p.order.Insert(conn)
+		}
+	}
+	var list []Entry
+	more := false
+	p.order.Ascend(after, func(conn string) bool {
+		if conn == after {
+			return true
+		}
+		if more = len(list) == limit; more {
+			return false
+		}
+		list = append(list, p.entries[conn])
+		return true
+	})
+	given := page{rev: p.rev, all: p.tally(), entries: appendEntries(nil, slices.Values(list))}
+	if more {
+		given.last = list[limit-1].ConnID
+	}
+	return given
 }
 
 // refresh takes over when the members were last heard of.
@@ -810,12 +945,12 @@ func (p *replica) refresh(s Snapshot) {
 	}
 }
 
-// adopt makes the replica equal to what was read and gives the difference as events: joins and updates, then leaves, all
-// of the revision that was read. A replica never goes back: where Redis has lost its counter, the higher revision stays, and
-// so do entries that spare is true for, although they were not found, or only as an older copy.
-func (p *replica) adopt(s Snapshot, spare func(Entry) bool) []Event {
+// adopt makes the replica equal to what was read and gives the difference: joins and updates, then leaves, all of the
+// revision that was read. A replica never goes back: where Redis has lost its counter, the higher revision stays, and so do
+// entries that spare is true for, although they were not found, or only as an older copy.
+func (p *replica) adopt(s Snapshot, spare func(Entry) bool) []change {
 	p.rev, p.stored = max(p.rev, s.Rev), s.Rev
-	var events []Event
+	var changes []change
 	present := make(map[string]bool, len(s.Entries))
 	for _, e := range s.Entries {
 		present[e.ConnID] = true
@@ -826,17 +961,20 @@ func (p *replica) adopt(s Snapshot, spare func(Entry) bool) []Event {
 		kind := difference(old, had, e)
 		p.put(e)
 		if kind != "" {
-			events = append(events, p.event(kind, e, s.TS))
+			changes = append(changes, change{p.event(kind, e, s.TS), old, had})
 		}
 	}
 	for conn, old := range p.entries {
 		if !present[conn] && !spare(old) {
 			p.drop(conn)
-			events = append(events, p.event(EventLeave, old, s.TS))
+			changes = append(changes, change{p.event(EventLeave, old, s.TS), old, true})
 		}
 	}
-	return events
+	return changes
 }
+
+// nobody of those who were not found stays.
+func nobody(Entry) bool { return false }
 
 // olderThan tells whether the entry is of an earlier incarnation or change.
 func (e *Entry) olderThan(epoch, rev int64) bool {
@@ -877,34 +1015,4 @@ func appendEntries(b []byte, entries iter.Seq[Entry]) []byte {
 		b = e.appendJSON(b)
 	}
 	return append(b, ']')
-}
-
-// receiverSet is a list, because it is walked for every event, with an index for taking out.
-type receiverSet struct {
-	list  []receiver
-	place map[receiver]int
-}
-
-func (s *receiverSet) add(to receiver) {
-	if _, there := s.place[to]; there {
-		return
-	}
-	if s.place == nil {
-		s.place = map[receiver]int{}
-	}
-	s.place[to] = len(s.list)
-	s.list = append(s.list, to)
-}
-
-func (s *receiverSet) remove(to receiver) {
-	at, there := s.place[to]
-	if !there {
-		return
-	}
-	last := len(s.list) - 1
-	s.list[at] = s.list[last]
-	s.place[s.list[at]] = at
-	s.list[last] = nil
-	s.list = s.list[:last]
-	delete(s.place, to)
 }

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"math/rand/v2"
 	"slices"
 	"strings"
 	"sync"
@@ -43,6 +42,12 @@ func (f *fakeSource) read(ctx context.Context, _ string) (Snapshot, error) {
 	case <-ctx.Done():
 		return Snapshot{}, ctx.Err()
 	}
+}
+
+func (f *fakeSource) size(context.Context, string) (rev int64, count int, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.stored.Rev, len(f.stored.Entries), f.err
 }
 
 // store sets what the reads from now on find.
@@ -101,7 +106,10 @@ type ear struct {
 	heard   []string
 	unsaid  bool // something was queued after the last flush
 	flushes int
+	id      string
 }
+
+func (e *ear) ID() string { return e.id }
 
 func (e *ear) queue(f frame) bool {
 	e.mu.Lock()
@@ -112,8 +120,6 @@ func (e *ear) queue(f frame) bool {
 	return first
 }
 
-func (e *ear) ID() string { return "" }
-
 func (e *ear) flush() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -122,9 +128,9 @@ func (e *ear) flush() {
 }
 
 // welcome is the acknowledgement of its join, as admit calls it.
-func (e *ear) welcome(snapshot func() []byte, rev int64) {
+func (e *ear) welcome(v view) {
 	var entries []Entry
-	if err := json.Unmarshal(snapshot(), &entries); err != nil {
+	if err := json.Unmarshal(v.first(0).entries, &entries); err != nil {
 		panic(err)
 	}
 	conns := make([]string, 0, len(entries))
@@ -132,7 +138,7 @@ func (e *ear) welcome(snapshot func() []byte, rev int64) {
 		conns = append(conns, entry.ConnID)
 	}
 	slices.Sort(conns)
-	e.queue(frame(fmt.Sprintf("ack @%d [%s]", rev, strings.Join(conns, " "))))
+	e.queue(frame(fmt.Sprintf("ack @%d [%s]", v.first(0).rev, strings.Join(conns, " "))))
 	e.flush()
 }
 
@@ -165,10 +171,10 @@ func inWorld(t *testing.T, body func(w *world)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		w := &world{T: t, source: &fakeSource{}, subs: &fakeSubscriptions{}}
-		encode := func(e Event) frame {
+		encode := encoders{event: func(e Event) frame {
 			w.frames++
 			return frame(said(e))
-		}
+		}}
 		w.hub = newHub(w.source, encode, testFreshFor, testLogger(t))
 		w.hub.bridge = w.subs
 		defer w.hub.close()
@@ -188,7 +194,7 @@ func (w *world) room() *room {
 func (w *world) admit(ctx context.Context, r *room, rev int64) (*ear, <-chan error) {
 	e, result := &ear{}, make(chan error, 1)
 	go func() {
-		result <- r.admit(ctx, rev, e, e.welcome)
+		result <- r.admit(ctx, newWaiter(rev, e, asMember, modeAll, e.welcome))
 	}()
 	synctest.Wait()
 	return e, result
@@ -294,7 +300,7 @@ func TestAReplicaTellsTheDifferenceToWhatWasRead_G3(t *testing.T) {
 				if e.Type != EventLeave {
 					joins++
 				}
-				got = append(got, said(e))
+				got = append(got, said(e.Event))
 			}
 			sortLeaves(got[joins:])
 			if !slices.Equal(got, c.want) {
@@ -304,9 +310,6 @@ func TestAReplicaTellsTheDifferenceToWhatWasRead_G3(t *testing.T) {
 		})
 	}
 }
-
-// nobody stays who was not found.
-func nobody(Entry) bool { return false }
 
 // sortLeaves puts leaves, which come in any order, into that of their connections; the counts of a user go with the
 // places, not with the connections.
@@ -664,10 +667,10 @@ func TestJoinsOfOneBatchShareASnapshot_G2(t *testing.T) {
 			result := make(chan error, 1)
 			answered = append(answered, result)
 			go func() {
-				result <- r.admit(w.Context(), int64(11+i), e, func(snapshot func() []byte, rev int64) {
-					snapshots = append(snapshots, snapshot())
-					e.welcome(snapshot, rev)
-				})
+				result <- r.admit(w.Context(), newWaiter(int64(11+i), e, asMember, modeAll, func(v view) {
+					snapshots = append(snapshots, v.first(0).entries)
+					e.welcome(v)
+				}))
 			}()
 		}
 		synctest.Wait()
@@ -813,7 +816,7 @@ func TestALateAnswerWins_G7(t *testing.T) {
 		r := w.room()
 		ctx, cancel := context.WithCancel(w.Context())
 		e := &ear{}
-		waiting := &waiter{rev: 11, to: e, answer: e.welcome, answered: make(chan struct{})}
+		waiting := newWaiter(11, e, asMember, modeAll, e.welcome)
 		r.waiters = append(r.waiters, waiting)
 		w.tell(joined(10, 11, "a"))
 		cancel()
@@ -841,11 +844,11 @@ func TestASnapshotThatIsTooOldIsReadFirst(t *testing.T) {
 		beaten := here("a", 1, "{}")
 		beaten.LastSeenMs = 5000
 		w.source.store(10, beaten)
-		err := r.admit(w.Context(), 10, e, func(snapshot func() []byte, _ int64) {
-			if got := string(snapshot()); !strings.Contains(got, `"lastSeenMs":5000`) {
+		err := r.admit(w.Context(), newWaiter(10, e, asMember, modeAll, func(v view) {
+			if got := string(v.first(0).entries); !strings.Contains(got, `"lastSeenMs":5000`) {
 				t.Errorf("the snapshot is as old as before: %s", got)
 			}
-		})
+		}))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -914,8 +917,8 @@ func TestALeftReceiverHearsNothingMore(t *testing.T) {
 		r := w.room()
 		stays, goes := w.guest(r), w.guest(r)
 		w.tell(joined(10, 11, "a"))
-		r.leave(goes)
-		r.leave(goes)
+		r.leave(goes, asMember)
+		r.leave(goes, asMember)
 		w.tell(gone(11, 12, "a"))
 		w.wantHeard(stays, "join a A 1 @11 {}", "leave a A 0 @12 null")
 		w.wantHeard(goes, "join a A 1 @11 {}")
@@ -961,7 +964,7 @@ func TestAHubGivesTheReceiversOfRoomsOnce(t *testing.T) {
 		w.hub.subscribed("b")
 		synctest.Wait()
 		both, one := w.guest(a), w.guest(b)
-		if err := b.admit(w.Context(), 0, both, both.welcome); err != nil {
+		if err := b.admit(w.Context(), newWaiter(0, both, asMember, modeAll, both.welcome)); err != nil {
 			t.Fatal(err)
 		}
 		got := w.hub.receivers([]string{"r", "b", "unknown", "r"})
@@ -1079,33 +1082,6 @@ func TestTheIndexIsWrittenAgain(t *testing.T) {
 				}
 			})
 		})
-	}
-}
-
-func TestAReceiverSetHoldsEachOnce(t *testing.T) {
-	var set receiverSet
-	model := map[receiver]bool{}
-	all := make([]*ear, 20)
-	for i := range all {
-		all[i] = &ear{}
-	}
-	random := rand.New(rand.NewPCG(1, 2))
-	for range 2000 {
-		e := all[random.IntN(len(all))]
-		if random.IntN(2) == 0 {
-			set.add(e)
-			model[e] = true
-		} else {
-			set.remove(e)
-			delete(model, e)
-		}
-		got := map[receiver]bool{}
-		for _, e := range set.list {
-			got[e] = true
-		}
-		if len(set.list) != len(model) || len(set.place) != len(model) || !maps.Equal(got, model) {
-			t.Fatalf("the set has %d, want %d", len(set.list), len(model))
-		}
 	}
 }
 

@@ -23,6 +23,7 @@ const (
 	CodeNotJoined      Code = "not_joined"      // the connection is not in that room
 	CodeStaleEpoch     Code = "stale_epoch"     // another incarnation of the connection is the current one
 	CodeTooManyRooms   Code = "too_many_rooms"  // the socket is in as many rooms as it may be
+	CodeTooManyUsers   Code = "too_many_users"  // the socket watches as many users as it may
 	CodeRoomFull       Code = "room_full"       // the room has as many connections as it may have
 	CodeRateLimited    Code = "rate_limited"    // the socket sends more events than it may
 	CodeUnauthorized   Code = "unauthorized"    // the token is missing, bad or expired
@@ -127,6 +128,48 @@ func (e *Event) appendJSON(b []byte) []byte {
 	return append(b, '}')
 }
 
+// eventMode is how a socket is told of a room's changes.
+type eventMode uint8
+
+const (
+	modeNone  eventMode = iota // not at all
+	modeCount                  // how many are there
+	modeBatch                  // the effect of all changes in a while
+	modeAll                    // each change
+)
+
+// eventModes are the modes as clients name them.
+var eventModes = [...]string{modeNone: "none", modeCount: "count", modeBatch: "batch", modeAll: "all"}
+
+// Batch is the effect of several changes of a room, as presence:batch carries it.
+type Batch struct {
+	RoomID string
+	Rev    int64 // the last revision that it covers
+	Count  int   // connections in the room
+	Users  int   // different users among them
+	Events []Event
+}
+
+// appendJSON appends the batch as its clients get it.
+func (t *Batch) appendJSON(b []byte) []byte {
+	b = append(t.appendCount(b), `,"events":[`...)
+	for i := range t.Events {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = t.Events[i].appendJSON(b)
+	}
+	return append(b, "]}"...)
+}
+
+// appendCount appends the open beginning, which is presence:count but for its end.
+func (t *Batch) appendCount(b []byte) []byte {
+	b = appendText(b, `{"roomId":`, t.RoomID)
+	b = appendNumber(b, `,"rev":`, t.Rev)
+	b = appendNumber(b, `,"count":`, int64(t.Count))
+	return appendNumber(b, `,"users":`, int64(t.Users))
+}
+
 // Entry is one member in a snapshot.
 type Entry struct {
 	ConnID     string          `json:"connId"`
@@ -206,6 +249,10 @@ func invalid(message string) *Error {
 	return &Error{Code: CodeInvalidPayload, Message: message}
 }
 
+func tooManyUsers(limit int) *Error {
+	return &Error{Code: CodeTooManyUsers, Message: fmt.Sprintf("a connection may watch %d users", limit)}
+}
+
 func stateTooLarge(field string, maxBytes int) *Error {
 	return &Error{Code: CodeStateTooLarge, Message: fmt.Sprintf("%s may have at most %d bytes", field, maxBytes)}
 }
@@ -214,17 +261,27 @@ func stateTooLarge(field string, maxBytes int) *Error {
 type joinPayload struct {
 	RoomID, UserID string
 	State          json.RawMessage // compact; {} if the client gave none
+	tellingPayload
+}
+
+// tellingPayload says how a client wants to be told of a room.
+type tellingPayload struct {
+	Mode  eventMode // modeAll if the client said nothing
+	Limit int       // of the first page, 1 to maxPage; 0 = the whole room
 }
 
 // decodeJoin reads the payload of presence:join, where bearer stands for a userId that is not given; "" = it has to be. Like all decoders it takes an empty raw or null as a payload without
 // fields, keeps nothing of raw, and fails with CodeInvalidPayload or CodeStateTooLarge.
 func decodeJoin(raw []byte, lim Limits, bearer string) (joinPayload, *Error) {
-	var room, user, state []byte
-	if err := readFields(raw, field{"roomId", &room}, field{"userId", &user}, field{"state", &state}); err != nil {
+	var room, user, state, events, limit []byte
+	if err := readFields(raw, field{"roomId", &room}, field{"userId", &user}, field{"state", &state}, field{"events", &events}, field{"limit", &limit}); err != nil {
 		return joinPayload{}, err
 	}
 	p := joinPayload{State: json.RawMessage("{}")}
 	var err *Error
+	if p.tellingPayload, err = decodeTelling(events, limit); err != nil {
+		return joinPayload{}, err
+	}
 	if p.RoomID, err = decodeID("roomId", room, lim); err != nil {
 		return joinPayload{}, err
 	}
@@ -274,6 +331,97 @@ func decodeHeartbeat(raw []byte, lim Limits) (heartbeatPayload, *Error) {
 		}
 	}
 	return p, nil
+}
+
+// decodeTelling reads the fields events and limit.
+func decodeTelling(events, limit []byte) (p tellingPayload, err *Error) {
+	p.Mode = modeAll
+	if events != nil {
+		if p.Mode, err = decodeMode(events); err != nil {
+			return tellingPayload{}, err
+		}
+	}
+	if limit == nil {
+		return p, nil
+	}
+	if p.Limit, err = decodeLimit(limit); err != nil {
+		return tellingPayload{}, err
+	}
+	return p, nil
+}
+
+func decodeMode(raw []byte) (eventMode, *Error) {
+	if raw[0] == '"' {
+		if mode := slices.Index(eventModes[:], string(unquote(raw))); mode >= 0 {
+			return eventMode(mode), nil
+		}
+	}
+	return 0, invalid(`events must be "all", "batch", "count" or "none"`)
+}
+
+// watchPayload is what presence:watch and presence:unwatch carry: a room, or users, or neither.
+type watchPayload struct {
+	RoomID  string
+	UserIDs []string // nil = none given
+	tellingPayload
+}
+
+// decodeWatch reads the payload of presence:watch, which names a room or at most maxUsers users.
+func decodeWatch(raw []byte, lim Limits, maxUsers int) (watchPayload, *Error) {
+	p, err := decodeUnwatch(raw, lim, maxUsers)
+	if err == nil && p.RoomID == "" && p.UserIDs == nil {
+		return watchPayload{}, invalid("roomId is missing, or userIds")
+	}
+	return p, err
+}
+
+// decodeUnwatch reads the payload of presence:unwatch, which may name neither.
+func decodeUnwatch(raw []byte, lim Limits, maxUsers int) (watchPayload, *Error) {
+	var room, users, events, limit []byte
+	if err := readFields(raw, field{"roomId", &room}, field{"userIds", &users}, field{"events", &events}, field{"limit", &limit}); err != nil {
+		return watchPayload{}, err
+	}
+	if room != nil && users != nil {
+		return watchPayload{}, invalid("roomId and userIds must not come together")
+	}
+	var p watchPayload
+	var err *Error
+	if p.tellingPayload, err = decodeTelling(events, limit); err != nil {
+		return watchPayload{}, err
+	}
+	if room != nil {
+		if p.RoomID, err = decodeID("roomId", room, lim); err != nil {
+			return watchPayload{}, err
+		}
+	}
+	if users != nil {
+		if p.UserIDs, err = decodeUserIDs(users, lim, maxUsers); err != nil {
+			return watchPayload{}, err
+		}
+	}
+	return p, nil
+}
+
+// decodeUserIDs reads a list of at most limit users; one that comes twice counts once.
+func decodeUserIDs(raw []byte, lim Limits, limit int) ([]string, *Error) {
+	list, ok := splitArray(raw)
+	if !ok {
+		return nil, invalid("userIds must be an array")
+	}
+	if len(list) > limit {
+		return nil, tooManyUsers(limit)
+	}
+	ids := make([]string, 0, len(list))
+	for _, element := range list {
+		id, err := decodeID("each of userIds", element, lim)
+		if err != nil {
+			return nil, err
+		}
+		if !slices.Contains(ids, id) {
+			ids = append(ids, id)
+		}
+	}
+	return ids, nil
 }
 
 // leavePayload is what presence:leave carries.

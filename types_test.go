@@ -22,6 +22,15 @@ var decoders = []struct {
 	{"heartbeat", `{"roomId":"r","patchState":{},"epoch":1}`, func(raw []byte) (any, *Error) { return decodeHeartbeat(raw, testLimits) }},
 	{"leave", `{"roomId":"r"}`, func(raw []byte) (any, *Error) { return decodeLeave(raw, testLimits) }},
 	{"get", `{"roomId":"r","limit":10,"cursor":"c"}`, func(raw []byte) (any, *Error) { return decodeGet(raw, testLimits) }},
+	{"watch", `{"roomId":"r","limit":10,"events":"batch"}`, func(raw []byte) (any, *Error) { return decodeWatch(raw, testLimits, testMaxUsers) }},
+	{"unwatch", `{"roomId":"r"}`, func(raw []byte) (any, *Error) { return decodeUnwatch(raw, testLimits, testMaxUsers) }},
+}
+
+const testMaxUsers = 3 // in one presence:watch
+
+// joinOf is what a join without further wishes decodes to.
+func joinOf(room, user string, state json.RawMessage) joinPayload {
+	return joinPayload{room, user, state, tellingPayload{Mode: modeAll}}
 }
 
 // decodeAs reads a payload of that event.
@@ -73,22 +82,22 @@ func TestDecode(t *testing.T) {
 		name, event, raw string
 		want             any
 	}{
-		{"all", "join", `{"roomId":"r","userId":"u","state":{ "a" : [ ] }}`, joinPayload{"r", "u", json.RawMessage(`{"a":[]}`)}},
-		{"no state", "join", `{"roomId":"r","userId":"u"}`, joinPayload{"r", "u", empty}},
-		{"null state", "join", `{"roomId":"r","userId":"u","state":null}`, joinPayload{"r", "u", empty}},
-		{"spaces", "join", " {\n\"roomId\" : \"r\"\t, \"userId\" : \"u\" , \"state\" : null } ", joinPayload{"r", "u", empty}},
-		{"unknown fields", "join", `{"roomId":"r","x":[{"roomId":1}],"userId":"u","ROOMID":1,"roomid":2,"RoomId":3,"State":4}`, joinPayload{"r", "u", empty}},
-		{"last of duplicates", "join", `{"roomId":1,"userId":"u","roomId":"r","state":[],"state":{}}`, joinPayload{"r", "u", empty}},
-		{"null as the last duplicate", "join", `{"roomId":"r","userId":"u","state":{"a":1},"state":null}`, joinPayload{"r", "u", empty}},
-		{"escaped key", "join", `{"room\u0049d":"r","userId":"u"}`, joinPayload{"r", "u", empty}},
-		{"escaped ids", "join", `{"roomId":"\u0041\/\"\\","userId":"\ud83d\ude00"}`, joinPayload{`A/"\`, "😀", empty}},
-		{"ids with braces, spaces and a replacement character", "join", `{"roomId":" {a}:b ","userId":"\ufffd"}`, joinPayload{" {a}:b ", "\ufffd", empty}},
-		{"ids of 200 bytes", "join", `{"roomId":"` + long + `","userId":"u"}`, joinPayload{long, "u", empty}},
+		{"all", "join", `{"roomId":"r","userId":"u","state":{ "a" : [ ] }}`, joinOf("r", "u", json.RawMessage(`{"a":[]}`))},
+		{"no state", "join", `{"roomId":"r","userId":"u"}`, joinOf("r", "u", empty)},
+		{"null state", "join", `{"roomId":"r","userId":"u","state":null}`, joinOf("r", "u", empty)},
+		{"spaces", "join", " {\n\"roomId\" : \"r\"\t, \"userId\" : \"u\" , \"state\" : null } ", joinOf("r", "u", empty)},
+		{"unknown fields", "join", `{"roomId":"r","x":[{"roomId":1}],"userId":"u","ROOMID":1,"roomid":2,"RoomId":3,"State":4}`, joinOf("r", "u", empty)},
+		{"last of duplicates", "join", `{"roomId":1,"userId":"u","roomId":"r","state":[],"state":{}}`, joinOf("r", "u", empty)},
+		{"null as the last duplicate", "join", `{"roomId":"r","userId":"u","state":{"a":1},"state":null}`, joinOf("r", "u", empty)},
+		{"escaped key", "join", `{"room\u0049d":"r","userId":"u"}`, joinOf("r", "u", empty)},
+		{"escaped ids", "join", `{"roomId":"\u0041\/\"\\","userId":"\ud83d\ude00"}`, joinOf(`A/"\`, "😀", empty)},
+		{"ids with braces, spaces and a replacement character", "join", `{"roomId":" {a}:b ","userId":"\ufffd"}`, joinOf(" {a}:b ", "\ufffd", empty)},
+		{"ids of 200 bytes", "join", `{"roomId":"` + long + `","userId":"u"}`, joinOf(long, "u", empty)},
 		{"prototype keys", "join", `{"__proto__":{"userId":"v"},"":1,"roomId":"r","userId":"u","state":{"__proto__":1,"":2}}`,
-			joinPayload{"r", "u", json.RawMessage(`{"__proto__":1,"":2}`)}},
-		{"lone surrogate in the state", "join", `{"roomId":"r","userId":"u","state":{"a":"\ud800"}}`, joinPayload{"r", "u", json.RawMessage(`{"a":"\ud800"}`)}},
+			joinOf("r", "u", json.RawMessage(`{"__proto__":1,"":2}`))},
+		{"lone surrogate in the state", "join", `{"roomId":"r","userId":"u","state":{"a":"\ud800"}}`, joinOf("r", "u", json.RawMessage(`{"a":"\ud800"}`))},
 		{"depth outside of the state", "join", `{"roomId":"r","userId":"u","x":` + strings.Repeat("[", 1_000_000) + strings.Repeat("]", 1_000_000) + `}`,
-			joinPayload{"r", "u", empty}},
+			joinOf("r", "u", empty)},
 
 		{"nothing", "heartbeat", ``, heartbeatPayload{}},
 		{"null", "heartbeat", `null`, heartbeatPayload{}},
@@ -106,6 +115,16 @@ func TestDecode(t *testing.T) {
 		{"room", "get", `{"roomId":"r"}`, getPayload{"r", 1000, ""}},
 		{"null fields", "get", `{"roomId":"r","limit":null,"cursor":null}`, getPayload{"r", 1000, ""}},
 		{"all", "get", `{"roomId":"r","limit":10,"cursor":"a\u0000b"}`, getPayload{"r", 10, "a\x00b"}},
+
+		{"modes", "join", `{"roomId":"r","userId":"u","events":"none","limit":5}`, joinPayload{"r", "u", empty, tellingPayload{modeNone, 5}}},
+		{"null modes", "join", `{"roomId":"r","userId":"u","events":null,"limit":null}`, joinOf("r", "u", empty)},
+
+		{"room", "watch", `{"roomId":"r"}`, watchPayload{"r", nil, tellingPayload{Mode: modeAll}}},
+		{"all of a room", "watch", `{"roomId":"r","events":"count","limit":2000,"userIds":null}`, watchPayload{"r", nil, tellingPayload{modeCount, 1000}}},
+		{"users, one twice", "watch", `{"userIds":["b","a","b"]}`, watchPayload{"", []string{"b", "a"}, tellingPayload{Mode: modeAll}}},
+		{"no users", "watch", `{"userIds":[]}`, watchPayload{"", []string{}, tellingPayload{Mode: modeAll}}},
+		{"nothing", "unwatch", ``, watchPayload{"", nil, tellingPayload{Mode: modeAll}}},
+		{"users", "unwatch", `{"userIds":["a"]}`, watchPayload{"", []string{"a"}, tellingPayload{Mode: modeAll}}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.event+"/"+tt.name, func(t *testing.T) {
@@ -153,6 +172,28 @@ func TestDecodeRefusesIDs(t *testing.T) {
 		checkRefused(t, "join", raw, CodeInvalidPayload, "roomId is missing")
 	}
 	checkRefused(t, "join", `{"roomId":"r","userID":"u"}`, CodeInvalidPayload, "userId is missing")
+}
+
+func TestDecodeRefusesModesAndUsers(t *testing.T) {
+	for _, event := range []string{"join", "watch"} {
+		valid := `{"roomId":"r","userId":"u"}`
+		for _, value := range []string{`""`, `"ALL"`, `"every"`, `0`, `1`, `true`, `[]`, `["all"]`, `{}`} {
+			checkRefused(t, event, withMember(t, valid, "events", value), CodeInvalidPayload, "events")
+		}
+		for _, value := range []string{`0`, `-1`, `1.5`, `"1"`, `true`, `[]`, `{}`} {
+			checkRefused(t, event, withMember(t, valid, "limit", value), CodeInvalidPayload, "limit")
+		}
+	}
+	for _, raw := range []string{``, `null`, `{}`, `{"roomId":null}`, `{"userIds":null}`} {
+		checkRefused(t, "watch", raw, CodeInvalidPayload, "is missing")
+	}
+	for _, event := range []string{"watch", "unwatch"} {
+		checkRefused(t, event, `{"roomId":"r","userIds":["a"]}`, CodeInvalidPayload, "together")
+		for _, value := range []string{`"a"`, `{}`, `0`, `true`, `[""]`, `[1]`, `[null]`, `["a",["b"]]`, `["\u0000"]`, `["` + strings.Repeat("a", 201) + `"]`} {
+			checkRefused(t, event, `{"userIds":`+value+`}`, CodeInvalidPayload, "userIds")
+		}
+		checkRefused(t, event, `{"userIds":["a","b","c","d"]}`, CodeTooManyUsers, "3 users")
+	}
 }
 
 func TestDecodeRefusesStates(t *testing.T) {
