@@ -222,6 +222,7 @@ func (w *world) tell(messages ...message) {
 
 func (w *world) wantHeard(e *ear, lines ...string) {
 	w.Helper()
+	synctest.Wait() // who was answered may hear of it before the others' frames are written
 	if got, want := e.all(w), strings.Join(lines, "\n"); got != want {
 		w.Errorf("the receiver heard\n%s\nwant\n%s", got, want)
 	}
