@@ -54,6 +54,8 @@ type Config struct {
 	Demo            bool
 	LogLevel        slog.Level
 	LogFormat       string // "text" or "json"
+
+	CollectorGiven bool // the operator tells Go's garbage collector what to do: this program does not
 }
 
 // defaultRedisURL is where a Redis on the developer's own machine listens.
@@ -79,6 +81,7 @@ func loadConfig(environ []string) (c Config, warnings []string, errs []error) {
 		return c, warnings, errs
 	}
 	c.RedisURLGiven = given["REDIS_URL"] != ""
+	c.CollectorGiven = given["GOGC"] != "" || given["GOMEMLIMIT"] != ""
 	if c.ReaperLookback == 0 {
 		c.ReaperLookback = 2 * c.TTL
 	}

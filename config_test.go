@@ -252,3 +252,11 @@ func FuzzConfig(f *testing.F) {
 		}
 	})
 }
+
+func TestTheCollectorIsTheOperatorsToSet(t *testing.T) {
+	for variable, given := range map[string]bool{"GOGC=50": true, "GOMEMLIMIT=1GiB": true, "GOGC=": false, "GOMAXPROCS=2": false} {
+		if config, _, errs := loadConfig([]string{variable}); config.CollectorGiven != given || len(errs) > 0 {
+			t.Errorf("%s: given is %v, %v", variable, config.CollectorGiven, errs)
+		}
+	}
+}

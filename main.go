@@ -61,6 +61,9 @@ func run(environ []string, out io.Writer, signals <-chan os.Signal) (exitCode in
 	for _, warning := range warnings {
 		log.Warn("setting", "warning", warning)
 	}
+	if !config.CollectorGiven {
+		defer leaveGarbage()()
+	}
 	n, err := startNode(config, log)
 	if err != nil {
 		fmt.Fprintln(out, "presence:", err)
