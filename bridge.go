@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -16,6 +17,10 @@ import (
 const (
 	// A subscription that was silent for so long is asked whether it lives, and given up after as long again.
 	subscriptionProbe = 2 * time.Second
+
+	// How often each line says something to itself, and when it is given up because it did not hear that.
+	lineProbe   = time.Second
+	lineOverdue = 3 * time.Second
 
 	// Pause before lost subscriptions are opened again.
 	subscriptionPause = 50 * time.Millisecond
@@ -148,10 +153,11 @@ type bridge struct {
 	log     *slog.Logger
 
 	mu      sync.Mutex
-	wanted  map[string]bool     // rooms
-	placed  map[string]*line    // room → the line that carries it
-	lines   map[string]*line    // open lines by the address of their master, "" with classic Pub/Sub
-	changed map[string]struct{} // rooms whose place is to be seen to
+	wanted  map[string]bool      // rooms
+	placed  map[string]*line     // room → the line that carries it
+	lines   map[string]*line     // open lines by the address of their master, "" with classic Pub/Sub
+	changed map[string]struct{}  // rooms whose place is to be seen to
+	deaf    map[string]time.Time // master whose line was lost → when that last heard its probe
 	wake    chan struct{}
 
 	incoming chan bridgeItem
@@ -164,6 +170,11 @@ type bridge struct {
 type line struct {
 	master string
 	ps     *redis.PubSub
+	probe  string // the channel that it speaks to itself on
+
+	// Guarded by the bridge's mu.
+	opened  time.Time
+	heardAt time.Time // its probe, or by the line before it to the same master
 }
 
 // bridgeItem is a message, or with subscribed the confirmation of a subscription.
@@ -179,12 +190,15 @@ func newBridge(rdb redis.UniversalClient, sharded bool, sink bridgeSink, log *sl
 		placed:   map[string]*line{},
 		lines:    map[string]*line{},
 		changed:  map[string]struct{}{},
+		deaf:     map[string]time.Time{},
 		wake:     make(chan struct{}, 1),
 		incoming: make(chan bridgeItem, bridgeBuffer),
 	}
 	b.ctx, b.stop = context.WithCancel(context.Background())
 	b.work.Go(b.placeLoop)
 	b.work.Go(b.dispatchLoop)
+	b.work.Go(b.probeLoop)
+	b.nudge()
 	return b
 }
 
@@ -238,28 +252,42 @@ func (b *bridge) placeLoop() {
 // placeAll sees to every changed room. It is false when some are left because Redis cannot be reached.
 func (b *bridge) placeAll() bool {
 	subscribe, unsubscribe := map[*line][]string{}, map[*line][]string{}
+	lineOf := func(channel string) (*line, bool) {
+		l, isNew, err := b.lineOf(channel)
+		if err != nil {
+			b.log.Debug("no subscription", "channel", channel, "error", err)
+			return nil, false
+		}
+		if isNew {
+			subscribe[l] = append(subscribe[l], l.probe)
+		}
+		return l, true
+	}
 	whole := true
+	if b.isBare() { // a node without rooms, too, knows whether it could subscribe
+		_, whole = lineOf(probeChannel(""))
+	}
 	for _, room := range b.takeChanged() {
 		b.mu.Lock()
 		wanted, at := b.wanted[room], b.placed[room]
 		b.mu.Unlock()
+		channel := keysOf(room).events()
 		switch {
 		case wanted && at == nil:
-			l, err := b.lineOf(room)
-			if err != nil {
-				b.log.Debug("no subscription for a room", "error", err)
+			l, ok := lineOf(channel)
+			if !ok {
 				b.change(room)
 				whole = false
 				continue
 			}
 			b.place(room, l)
-			subscribe[l] = append(subscribe[l], keysOf(room).events())
+			subscribe[l] = append(subscribe[l], channel)
 		case wanted:
 			// Given up and wanted again before this loop saw it: Redis has nothing to confirm, but who wants it now waits.
 			b.pass(bridgeItem{room: room, subscribed: true})
 		case at != nil:
 			b.place(room, nil)
-			unsubscribe[at] = append(unsubscribe[at], keysOf(room).events())
+			unsubscribe[at] = append(unsubscribe[at], channel)
 		}
 	}
 	for l, channels := range unsubscribe {
@@ -317,25 +345,118 @@ func (b *bridge) command(l *line, classic, sharded func(context.Context, ...stri
 	return true
 }
 
-// lineOf is the open line for a room, opened if need be.
-func (b *bridge) lineOf(room string) (*line, error) {
+// lineOf is the open line for a channel, opened if need be. The probe of a new one is yet to be subscribed to.
+func (b *bridge) lineOf(channel string) (l *line, isNew bool, err error) {
 	master, open := "", b.rdb.Subscribe
-	if cluster, ok := b.rdb.(*redis.ClusterClient); ok && b.sharded {
-		node, err := cluster.MasterForKey(b.ctx, keysOf(room).events())
-		if err != nil {
-			return nil, fmt.Errorf("master of a room: %w", err)
+	if b.sharded {
+		if master, open, err = b.masterOf(channel); err != nil {
+			return nil, false, err
 		}
-		master, open = node.Options().Addr, node.SSubscribe
+	}
+	probe, err := b.probeAt(master)
+	if err != nil {
+		return nil, false, err
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if l := b.lines[master]; l != nil {
-		return l, nil
+		return l, false, nil
 	}
-	l := &line{master: master, ps: open(b.ctx)}
+	l = &line{master: master, ps: open(b.ctx), probe: probe, opened: time.Now(), heardAt: time.Now()}
+	if since, lost := b.deaf[master]; lost {
+		l.heardAt = since
+		delete(b.deaf, master)
+	}
 	b.lines[master] = l
 	b.work.Go(func() { b.carry(l) })
-	return l, nil
+	return l, true, nil
+}
+
+// masterOf gives the server that has a channel of sharded Pub/Sub, "" if it is the only one, and how to subscribe there.
+func (b *bridge) masterOf(channel string) (addr string, open func(context.Context, ...string) *redis.PubSub, err error) {
+	cluster, ok := b.rdb.(*redis.ClusterClient)
+	if !ok {
+		return "", b.rdb.SSubscribe, nil
+	}
+	node, err := cluster.MasterForKey(b.ctx, channel)
+	if err != nil {
+		return "", nil, fmt.Errorf("master of a channel: %w", err)
+	}
+	return node.Options().Addr, node.SSubscribe, nil
+}
+
+// probeAt gives a new channel for a probe, at that master.
+func (b *bridge) probeAt(master string) (channel string, err error) {
+	for b.ctx.Err() == nil {
+		channel = probeChannel(rand.Text())
+		if !b.sharded {
+			return channel, nil
+		}
+		if addr, _, err := b.masterOf(channel); err != nil || addr == master {
+			return channel, err
+		}
+	}
+	return "", b.ctx.Err()
+}
+
+func (b *bridge) isBare() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return len(b.lines) == 0
+}
+
+// probeLoop has every line say something to itself again and again. That a line is silent, or that Redis answers on it, does
+// not show that it brings messages.
+func (b *bridge) probeLoop() {
+	tick := time.NewTicker(lineProbe)
+	defer tick.Stop()
+	for {
+		select {
+		case <-b.ctx.Done():
+			return
+		case <-tick.C:
+			b.probeLines()
+		}
+	}
+}
+
+// probeLines sends the probes, and gives up lines that did not hear theirs.
+func (b *bridge) probeLines() {
+	ctx, cancel := context.WithTimeout(b.ctx, lineProbe)
+	defer cancel()
+	publish := b.rdb.Publish
+	if b.sharded {
+		publish = b.rdb.SPublish
+	}
+	var sent sync.WaitGroup
+	b.mu.Lock()
+	for _, l := range b.lines {
+		if time.Since(l.opened) > lineOverdue && time.Since(l.heardAt) > lineOverdue {
+			_ = l.ps.Close() // whoever carries it notices
+			continue
+		}
+		sent.Go(func() { _ = publish(ctx, l.probe, "").Err() }) // what is not heard tells enough
+	}
+	b.mu.Unlock()
+	sent.Wait()
+}
+
+// deafFor is for how long a subscription that is wanted has heard nothing of what was said to it. It says nothing below
+// lineOverdue: probes come once per lineProbe.
+func (b *bridge) deafFor() (longest time.Duration) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, l := range b.lines {
+		longest = max(longest, time.Since(l.heardAt))
+	}
+	for master, since := range b.deaf {
+		if len(b.lines) > 0 && len(b.changed) == 0 { // its rooms have moved
+			delete(b.deaf, master)
+			continue
+		}
+		longest = max(longest, time.Since(since))
+	}
+	return longest
 }
 
 // carry receives from a line until it fails. Its rooms are placed anew then.
@@ -361,6 +482,7 @@ func (b *bridge) drop(l *line) {
 	b.mu.Lock()
 	if b.lines[l.master] == l {
 		delete(b.lines, l.master)
+		b.deaf[l.master] = l.heardAt
 	}
 	for room, at := range b.placed {
 		if at == l {
@@ -377,10 +499,16 @@ func (b *bridge) hear(l *line, item any) {
 	case *redis.Message:
 		if room, ok := roomOfChannel(m.Channel); ok {
 			b.pass(bridgeItem{room: room, payload: m.Payload})
+		} else if m.Channel == l.probe {
+			b.mu.Lock()
+			l.heardAt = time.Now()
+			b.mu.Unlock()
 		}
 	case *redis.Subscription:
 		room, ok := roomOfChannel(m.Channel)
 		switch {
+		case m.Channel == l.probe && m.Kind == "sunsubscribe":
+			_ = l.ps.Close() // its slot has moved: a new line gets a probe in another one
 		case !ok:
 		case m.Kind == "subscribe" || m.Kind == "ssubscribe":
 			b.pass(bridgeItem{room: room, subscribed: true})

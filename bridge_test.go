@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -663,4 +664,59 @@ func FuzzMessageRoundTrip(f *testing.F) {
 			t.Errorf("written %+v, read %+v", want, got)
 		}
 	})
+}
+
+// mutedRedis loses what is published, if it is told to.
+type mutedRedis struct {
+	redis.UniversalClient
+	mute atomic.Bool
+}
+
+func (r *mutedRedis) Publish(ctx context.Context, channel string, message any) *redis.IntCmd {
+	if r.mute.Load() {
+		return redis.NewIntCmd(ctx)
+	}
+	return r.UniversalClient.Publish(ctx, channel, message)
+}
+
+func TestEveryLineHearsItsProbe_G3(t *testing.T) {
+	eachWire(t, func(t *testing.T, w wire) {
+		b, sink := w.bridge(t)
+		subscribeAll(t, b, sink, names(t, 20))
+		eventually(t, 10*time.Second, "every line has heard its probe", func() bool {
+			b.mu.Lock()
+			defer b.mu.Unlock()
+			for _, l := range b.lines {
+				if !l.heardAt.After(l.opened) {
+					return false
+				}
+			}
+			return true
+		})
+	})
+}
+
+// TestASubscriptionThatBringsNothingIsNoticed_G3 has a connection that lives, and answers a PING, but brings no messages: silence
+// is no proof of health.
+func TestASubscriptionThatBringsNothingIsNoticed_G3(t *testing.T) {
+	t.Parallel()
+	rdb := &mutedRedis{UniversalClient: miniRedis(t).open(t)}
+	n := startNodeOn(t, rdb)
+	eventually(t, 10*time.Second, "the node without rooms is ready", func() bool {
+		return n.unready(t.Context()) == nil && n.bridge.openLine("") != nil
+	})
+	first := n.bridge.openLine("")
+	rdb.mute.Store(true)
+	start := time.Now()
+	eventually(t, 4*lineOverdue, "not ready", func() bool { return n.unready(t.Context()) != nil })
+	t.Logf("noticed after %v", time.Since(start).Round(time.Millisecond))
+	eventually(t, 4*lineOverdue, "another subscription", func() bool {
+		l := n.bridge.openLine("")
+		return l != nil && l != first
+	})
+	if n.unready(t.Context()) == nil {
+		t.Error("a new subscription that has heard nothing counts as healthy")
+	}
+	rdb.mute.Store(false)
+	eventually(t, 4*lineOverdue, "ready", func() bool { return n.unready(t.Context()) == nil })
 }

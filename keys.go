@@ -31,6 +31,10 @@ const (
 	eventsPattern = eventsPrefix + "*" + eventsSuffix
 )
 
+// probeChannel is a channel of one subscription connection, which hears on it what it says itself: so it knows that it is
+// alive. Its name is chosen so that its slot is at the connection's master.
+func probeChannel(id string) string { return keyPrefix + "probe:" + id }
+
 // roomKeys are the keys of one room. The first brace of each opens the hash tag and no part before it can hold
 // another, so they share one slot of a cluster whatever the room's id holds.
 type roomKeys struct {

@@ -24,6 +24,7 @@ func TestKeysAreThoseOfTheProtocol(t *testing.T) {
 		kickKey("lobby", "c1"):   "prs:kick:{room:lobby}:c1",
 		userKey("ann"):           "prs:user:ann:conns",
 		userField("lobby", "c1"): "c1:lobby",
+		probeChannel("p1"):       "prs:probe:p1",
 		eventsPattern:            "prs:{room:*}:events",
 		strings.Join(scriptKeys("r", "a", "b"), " "): "prs:{room:r}:conn_meta prs:{room:r}:members prs:{room:r}:last_seen " +
 			"prs:{room:r}:rev prs:{room:r}:conns prs:conn:{room:r}:a prs:conn:{room:r}:b",

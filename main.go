@@ -226,6 +226,9 @@ func (n *node) unready(ctx context.Context) *Error {
 	if err := n.redis.Exists(ctx, activeRoomsKey).Err(); err != nil {
 		return unavailable(err)
 	}
+	if deaf := n.bridge.deafFor(); deaf > lineOverdue {
+		return unavailable(fmt.Errorf("the subscription has brought no probe for %v", deaf.Round(time.Millisecond)))
+	}
 	return nil
 }
 

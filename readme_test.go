@@ -308,7 +308,7 @@ func jsonFields(value any) (names []string) {
 
 func keyNames() []string {
 	room := keysOf("<roomId>")
-	return append(room.indices(), room.held(), room.events(), connKey("<roomId>", "<connId>"), kickKey("<roomId>", "<connId>"), activeRoomsKey, userKey("<userId>"),
+	return append(room.indices(), room.held(), room.events(), probeChannel("<id>"), connKey("<roomId>", "<connId>"), kickKey("<roomId>", "<connId>"), activeRoomsKey, userKey("<userId>"),
 		leasesKey, nodeRoomsKey("<node>"))
 }
 
