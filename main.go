@@ -123,15 +123,15 @@ func startNode(config Config, log *slog.Logger) (*node, error) {
 	if n.tokens, errs = newAuthority(config, log); len(errs) > 0 {
 		return nil, errors.Join(errs...)
 	}
-	if n.tokens == nil {
-		log.Warn("no key for tokens is set: whoever can connect may be anybody in any room")
-	}
 	var err error
 	if n.listener, err = net.Listen("tcp", ":"+strconv.Itoa(config.Port)); err != nil {
 		return nil, err
 	}
 	if err := n.openRedis(ctx, config); err != nil {
 		return nil, errors.Join(err, n.listener.Close())
+	}
+	if n.tokens == nil {
+		log.Warn("no key for tokens is set: whoever can connect may be anybody in any room")
 	}
 	n.scripts = newPipelines(n.redis)
 	n.wire(config)
