@@ -320,7 +320,9 @@ func buildBinary(t testing.TB) string {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if out, err := exec.Command("go", "build", "-o", filepath.Join(dir, "presence"), ".").CombinedOutput(); err != nil {
+		cmd := exec.Command("go", "build", "-o", filepath.Join(dir, "presence"), ".")
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := cmd.CombinedOutput(); err != nil {
 			_ = os.RemoveAll(dir)
 			t.Fatalf("go build: %v\n%s", err, out)
 		}

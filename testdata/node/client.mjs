@@ -4,6 +4,8 @@
 //
 // Each line of standard input is a command in JSON: { client, do, … }; each line of standard output tells what became of
 // a client: [client, what, …].
+import http from 'node:http';
+import https from 'node:https';
 import { createInterface } from 'node:readline';
 import { io } from 'socket.io-client';
 
@@ -11,9 +13,11 @@ const sockets = {};
 const tell = (...what) => process.stdout.write(`${JSON.stringify(what)}\n`);
 
 const commands = {
-  /** Opens a client, which says `join` to the server whenever it is connected. */
-  open({ client, url, options, join }) {
-    const socket = io(url, { forceNew: true, reconnectionDelay: 20, reconnectionDelayMax: 100, ...options });
+  /** Opens a client, at an address of this machine if one is given, which says `join` to the server whenever it is connected. */
+  open({ client, url, options, join, localAddress }) {
+    const { Agent } = url.startsWith('https:') ? https : http;
+    const agent = localAddress && new Agent({ localAddress, keepAlive: true, ca: options.ca });
+    const socket = io(url, { forceNew: true, reconnectionDelay: 20, reconnectionDelayMax: 100, agent, ...options });
     sockets[client] = socket;
     // Later it would be too late: an upgrade may be over before the client is connected.
     socket.io.on('open', () => socket.io.engine.on('upgrade', ({ name }) => tell(client, 'upgrade', name)));
