@@ -46,6 +46,9 @@ func allModes() []mode {
 			request: (*client).patch, drive: paced, count: deliveries}.aim(1.35, 0, 0),
 		mode{name: "storm", operation: "event of a join", clients: 2000, perRoom: 1000, outside: true,
 			drive: storm, count: eventsOfStorm}.aim(0.35, 0, 0),
+		// The same in rooms of ten: an event of the large rooms may cost twice as much at most.
+		mode{name: "storm-small", operation: "event of a join", clients: 2000, perRoom: 10, outside: true,
+			drive: storm, count: eventsOfStorm},
 		mode{name: "churn", operation: "leave and join", clients: 200, perRoom: 10, seconds: 5,
 			request: (*client).leave, count: joins}.aim(10, 6, 0),
 		mode{name: "idle-direct", operation: "connection", clients: 10_000, perRoom: 10, seconds: 10, env: quiet,
