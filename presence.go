@@ -298,8 +298,18 @@ func (s *Service) beat(ctx context.Context, m *Member, patch json.RawMessage, fl
 	return false, answer, err
 }
 
+// refresh finds a connection missing where a key is of another type: putting it back mends all keys of the room.
 func (s *Service) refresh(ctx context.Context, m *Member) (reply, error) {
-	return s.run(ctx, s.scripts.heartbeat, scriptKeys(m.Room, m.Conn), m.Conn, m.Epoch, m.Rev, s.options.TTL.Milliseconds())
+	k := keysOf(m.Room)
+	keys := []string{k.lastSeen(), k.revision(), connKey(m.Room, m.Conn)}
+	answer, err := s.call(ctx, s.scripts.heartbeat, keys, []any{m.Conn, m.Epoch, m.Rev, s.options.TTL.Milliseconds()})
+	switch {
+	case wrongType(err):
+		return reply{"missing"}, nil
+	case err != nil:
+		return nil, unavailable(fmt.Errorf("heartbeat: %w", err))
+	}
+	return answer, nil
 }
 
 func (s *Service) patch(ctx context.Context, m *Member, patch json.RawMessage, floor int64) (changed bool, answer reply, err error) {
@@ -904,7 +914,7 @@ func (r reply) strange() *Error {
 // the script called once more. Every failure is CodeUnavailable.
 func (s *Service) run(ctx context.Context, sc *script, keys []string, args ...any) (reply, error) {
 	answer, err := s.call(ctx, sc, keys, args)
-	if err != nil && strings.Contains(err.Error(), "WRONGTYPE") {
+	if wrongType(err) {
 		if err = s.mend(ctx, sc, keys); err == nil {
 			answer, err = s.call(ctx, sc, keys, args)
 		}
@@ -914,6 +924,8 @@ func (s *Service) run(ctx context.Context, sc *script, keys []string, args ...an
 	}
 	return answer, nil
 }
+
+func wrongType(err error) bool { return err != nil && strings.Contains(err.Error(), "WRONGTYPE") }
 
 func (s *Service) mend(ctx context.Context, sc *script, keys []string) (err error) {
 	if sc.index != "" {
