@@ -430,8 +430,14 @@ func (c *connection) beat(ctx context.Context, m *membership, patch json.RawMess
 	}
 	m.silentAt = time.Now().Add(c.service.options.Lookback)
 	changed, rev, err := c.service.heartbeat(ctx, &m.Member, patch, m.room.revision())
-	if hasCode(err, CodeStaleEpoch) && c.follow(ctx, m) && !fenced {
-		changed, rev, err = c.service.heartbeat(ctx, &m.Member, patch, m.room.revision())
+	if hasCode(err, CodeStaleEpoch) {
+		switch lost := c.follow(ctx, m); {
+		case fenced:
+		case lost != nil:
+			err = lost
+		default:
+			changed, rev, err = c.service.heartbeat(ctx, &m.Member, patch, m.room.revision())
+		}
 	}
 	if err == nil {
 		m.room.compare(rev)
@@ -451,13 +457,13 @@ func (c *connection) kicked(ctx context.Context, m *membership) error {
 }
 
 // follow takes over an incarnation that is newer than the one in memory: a join whose answer did not come in time.
-func (c *connection) follow(ctx context.Context, m *membership) bool {
+func (c *connection) follow(ctx context.Context, m *membership) error {
 	stored, err := c.service.find(ctx, m.Room, m.Conn)
 	if err == nil {
 		stored.late = m.late
 		m.Member, m.unsure = stored, false
 	}
-	return err == nil
+	return err
 }
 
 func (c *connection) leave(ctx context.Context, payload []byte, _ ackID) ([]byte, error) {
