@@ -53,6 +53,10 @@ type Service struct {
 
 // NewService starts a service on a client. The caller ends it with Stop and closes the client afterwards.
 func NewService(rdb redis.UniversalClient, o Options) *Service {
+	return newService(rdb, o, loadScripts())
+}
+
+func newService(rdb redis.UniversalClient, o Options, loaded scripts) *Service {
 	o.TTL = cmp.Or(o.TTL, 30*time.Second)
 	o.Lookback = cmp.Or(o.Lookback, 2*o.TTL)
 	o.ReaperInterval = cmp.Or(o.ReaperInterval, 3*time.Second)
@@ -64,7 +68,7 @@ func NewService(rdb redis.UniversalClient, o Options) *Service {
 	if cluster, ok := rdb.(*redis.ClusterClient); ok {
 		rdb = onceCluster{cluster}
 	}
-	s := &Service{rdb: rdb, options: o, scripts: loadScripts(), publish: "PUBLISH"}
+	s := &Service{rdb: rdb, options: o, scripts: loaded, publish: "PUBLISH"}
 	if o.Sharded {
 		s.publish = "SPUBLISH"
 	}

@@ -1,0 +1,445 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// fact is what is known of a connection in a room.
+type fact struct {
+	user       string
+	epoch, rev int64
+	state      string
+}
+
+// facts are a room, by connection.
+type facts map[string]fact
+
+// String is the room as its members can see it.
+func (f facts) String() string {
+	var b []byte
+	for _, conn := range slices.Sorted(maps.Keys(f)) {
+		b = append(append(append(append(b, conn...), '='), f[conn].user...), '/')
+		b = append(append(strconv.AppendInt(b, f[conn].epoch, 10), f[conn].state...), ' ')
+	}
+	return string(b)
+}
+
+func (f facts) count(user string) (n int) {
+	for _, member := range f {
+		if member.user == user {
+			n++
+		}
+	}
+	return n
+}
+
+// ledger is a room as the messages tell it that Redis has published: the truth of the model.
+type ledger struct {
+	room    string
+	rev     int64
+	facts   facts
+	at      map[int64]string // the room at each revision
+	revs    []int64
+	gone    map[placeID]Reason // why incarnations left
+	joins   map[placeID]bool
+	forgot  bool // Redis has lost the room: the next message may follow any
+	patches map[string]string
+}
+
+// placeID is an incarnation.
+type placeID struct {
+	conn  string
+	epoch int64
+}
+
+func newLedger(room string) *ledger {
+	return &ledger{room: room, facts: facts{}, at: map[int64]string{0: ""}, gone: map[placeID]Reason{}, joins: map[placeID]bool{}}
+}
+
+// lose is Redis without data.
+func (l *ledger) lose() {
+	l.facts, l.forgot = facts{}, true
+	l.at = map[int64]string{}
+}
+
+// published enters a message of Redis and checks it.
+func (m *model) published(l *ledger, payload string) {
+	e, ok := parseMessage(payload)
+	if !ok {
+		m.wrong("a message that nobody can read: %s", payload)
+		return
+	}
+	m.note("  → %s %s %s/%d @%d←%d %d %s%s", e.Type, e.ConnID, e.UserID, e.Epoch, e.Rev, e.prev, e.UserConns, e.Reason, e.State)
+	if e.prev != l.rev && !l.forgot {
+		m.wrong("G2: revision %d names %d as the one before, which was %d", e.Rev, e.prev, l.rev)
+	}
+	if e.Rev <= l.rev || e.TS != m.clock() || e.RoomID != l.room {
+		m.wrong("revision %d after %d, at %d in %q; it is %d", e.Rev, l.rev, e.TS, e.RoomID, m.clock())
+	}
+	l.rev, l.forgot = e.Rev, false
+	m.enter(l, e)
+	if n := l.facts.count(e.UserID); n != e.UserConns {
+		m.wrong("revision %d says that %s has %d connections, it has %d", e.Rev, e.UserID, e.UserConns, n)
+	}
+	l.at[l.rev] = l.facts.String()
+	l.revs = append(l.revs, l.rev)
+	for _, n := range m.nodes {
+		n.hear(l.room, payload)
+	}
+}
+
+// enter checks that a message may follow what was there, and why it came.
+func (m *model) enter(l *ledger, e message) {
+	old, there := l.facts[e.ConnID]
+	id := placeID{e.ConnID, e.Epoch}
+	reason, left := l.gone[id]
+	if strings.Contains(string(e.State), "evil") {
+		m.wrong("G4: a fenced patch became state: %s", e.State)
+	}
+	if (e.Type == EventLeave) != (e.Reason != "") || (e.Type == EventLeave) != (string(e.State) == "null") {
+		m.wrong("a %s with reason %q and state %s", e.Type, e.Reason, e.State)
+	}
+	switch {
+	case e.Type == EventJoin && there && old.user != e.UserID:
+		m.wrong("%s joins as %s and was not seen to leave as %s", e.ConnID, e.UserID, old.user)
+	case e.Type == EventJoin && there && old.epoch >= e.Epoch:
+		m.wrong("G8: a join of %s with epoch %d, which is there with epoch %d", e.ConnID, e.Epoch, old.epoch)
+	case e.Type == EventJoin && left && reason != ReasonTimeout && reason != ReasonNodeLost:
+		m.wrong("G5: %s with epoch %d comes back after it has left (%s)", e.ConnID, e.Epoch, reason)
+	case e.Type == EventJoin && l.joins[id] && !left && !m.lost:
+		m.wrong("G5: %s joins twice with epoch %d", e.ConnID, e.Epoch)
+	case e.Type == EventJoin && !l.joins[id] && e.Epoch != e.Rev:
+		m.wrong("a new incarnation of %s has epoch %d at revision %d", e.ConnID, e.Epoch, e.Rev)
+	case e.Type == EventUpdate && (!there || old.epoch != e.Epoch):
+		m.wrong("an update of %s with epoch %d, which is not there", e.ConnID, e.Epoch)
+	case e.Type == EventUpdate && old.state == string(e.State) && !m.lost:
+		m.wrong("an update of %s that changes nothing", e.ConnID)
+	case e.Type == EventLeave && (!there || old.epoch != e.Epoch || old.user != e.UserID):
+		m.wrong("G5: a leave of %s with epoch %d, which is not there", e.ConnID, e.Epoch)
+	}
+	if e.Type == EventLeave {
+		m.judgeLeave(l, e)
+		delete(l.facts, e.ConnID)
+		l.gone[id] = e.Reason
+		return
+	}
+	delete(l.gone, id)
+	l.joins[id] = true
+	l.facts[e.ConnID] = fact{user: e.UserID, epoch: e.Epoch, rev: e.Rev, state: string(e.State)}
+}
+
+// judgeLeave checks that whoever has left may be missed.
+func (m *model) judgeLeave(l *ledger, e message) {
+	p := m.place(l.room, e.ConnID)
+	switch e.Reason {
+	case ReasonTimeout:
+		if silent := m.clock() - p.heard; p.in && p.epoch == e.Epoch && silent < modelLookback.Milliseconds() {
+			m.wrong("false leave: %s was heard of %d ms ago", e.ConnID, silent)
+		}
+	case ReasonReplaced:
+		if !p.joining && !m.troubled {
+			m.wrong("%s is replaced without a join", e.ConnID)
+		}
+	case ReasonLeft, ReasonDisconnected:
+		if p.in && !p.leaving && p.epoch == e.Epoch {
+			m.wrong("false leave: %s has not left (%s)", e.ConnID, e.Reason)
+		}
+	default:
+		m.wrong("%s left with reason %q", e.ConnID, e.Reason)
+	}
+}
+
+// view is a room as one client folds it.
+type view struct {
+	facts    facts
+	rev      int64
+	from     int64    // revision of the acknowledgement
+	together []string // connections of the events with the last revision
+	heard    []int64
+	judged   int64 // revision that judgeViews has seen
+}
+
+// see folds an event into what a client has seen.
+func (m *model) see(c *modelClient, e *wireEvent) {
+	v := c.places[e.RoomID].view
+	switch {
+	case v == nil:
+		m.wrong("G2: %s gets event %d of a room in which it is not", c.id, e.Rev)
+		return
+	case e.Rev < v.rev:
+		m.wrong("G2: %s gets event %d after %d", c.id, e.Rev, v.rev)
+	case e.Rev > v.rev:
+		v.together = nil
+	case slices.Contains(v.together, e.ConnID) || v.together == nil:
+		m.wrong("G1: %s gets event %d of %s again", c.id, e.Rev, e.ConnID)
+	}
+	v.rev = e.Rev
+	v.together = append(v.together, e.ConnID)
+	v.heard = append(v.heard, e.Rev)
+	if e.Type == string(EventLeave) {
+		delete(v.facts, e.ConnID)
+	} else {
+		v.facts[e.ConnID] = fact{user: e.UserID, epoch: e.Epoch, state: string(e.State)}
+	}
+	if n := v.facts.count(e.UserID); n != e.UserConns {
+		m.wrong("%s hears with event %d that %s has %d connections, and has seen %d", c.id, e.Rev, e.UserID, e.UserConns, n)
+	}
+}
+
+// judgeViews checks that each client has seen the room as it was at the revision that it has reached, and if nothing got
+// lost, every event on the way there.
+func (m *model) judgeViews() {
+	for _, c := range m.clients {
+		for _, l := range m.rooms {
+			v := c.places[l.room].view
+			if v == nil || m.lost || v.judged == v.rev {
+				continue
+			}
+			v.judged = v.rev
+			if want, known := l.at[v.rev]; !known || v.facts.String() != want {
+				m.wrong("G3: %s has at revision %d seen\n    %s\n  and not\n    %s", c.id, v.rev, v.facts, want)
+			}
+			if m.calm {
+				m.judgeHeard(c.id, l, v)
+			}
+		}
+	}
+}
+
+// judgeHeard checks that every event after the acknowledgement came, and came alone.
+func (m *model) judgeHeard(client string, l *ledger, v *view) {
+	first, _ := slices.BinarySearch(l.revs, v.from+1)
+	last, _ := slices.BinarySearch(l.revs, v.rev+1)
+	if !slices.Equal(v.heard, l.revs[first:max(first, last)]) {
+		m.wrong("G1: after revision %d %s has heard %d, published were %d", v.from, client, v.heard, l.revs[first:last])
+	}
+}
+
+// assertConverged checks that every client and every replica has the room as it is.
+func (m *model) converged() (complaint string) {
+	for _, l := range m.rooms {
+		for _, c := range m.clients {
+			if v := c.places[l.room].view; v != nil && v.facts.String() != l.facts.String() {
+				return fmt.Sprintf("%s has seen\n    %s\n  the room is\n    %s", c.id, v.facts, l.facts)
+			}
+		}
+	}
+	return ""
+}
+
+// roomPicture is all that Redis has of a room.
+type roomPicture struct {
+	reply
+	*model
+	*ledger
+	meta map[string]Member
+	seen map[string]string
+}
+
+// judgeStore checks G6, what each key's life is, and that Redis has what it has published.
+func (m *model) judgeStore(l *ledger) {
+	cmd := redis.NewCmd(m.ctx, append([]any{"EVAL", modelPicture, 5}, append(anys(keysOf(l.room).indices()), l.room)...)...)
+	m.do(cmd)
+	list, err := cmd.Slice()
+	if err != nil {
+		m.wrong("the room cannot be read: %v", err)
+		return
+	}
+	p := roomPicture{reply: list, model: m, ledger: l, meta: map[string]Member{}}
+	p.seen = p.pairs(4)
+	for conn, value := range p.pairs(2) {
+		member, ok := parseMeta(value)
+		if !ok {
+			m.wrong("conn_meta of %s is %q", conn, value)
+		}
+		p.meta[conn] = member
+	}
+	p.judgeTruth()
+	p.judgeIndices()
+	p.judgeCounter()
+	p.judgeHashes()
+	p.judgeOuterIndices()
+}
+
+func anys(texts []string) (list []any) {
+	for _, text := range texts {
+		list = append(list, text)
+	}
+	return list
+}
+
+func (p roomPicture) judgeTruth() {
+	stored := facts{}
+	for conn, member := range p.meta {
+		stored[conn] = fact{user: member.User, epoch: member.Epoch, rev: member.Rev, state: string(member.State)}
+	}
+	if !maps.Equal(stored, p.facts) {
+		p.wrong("Redis has\n    %s\n  its events make\n    %s", stored, p.facts)
+	}
+}
+
+func (p roomPicture) judgeIndices() {
+	ids := slices.Sorted(maps.Keys(p.meta))
+	var conns []string
+	for i := range p.list(5) {
+		conns = append(conns, p.list(5).text(i))
+	}
+	slices.Sort(conns)
+	inLastSeen := slices.Sorted(maps.Keys(p.seen))
+	if !slices.Equal(ids, conns) || !slices.Equal(ids, inLastSeen) {
+		p.wrong("G6: conn_meta has %q, conns has %q, last_seen has %q", ids, conns, inLastSeen)
+	}
+	users := map[string]string{}
+	for _, member := range p.meta {
+		users[member.User] = strconv.Itoa(p.facts.count(member.User))
+	}
+	if !maps.Equal(users, p.pairs(3)) {
+		p.wrong("G6: members is %v, the users in conn_meta are %v", p.pairs(3), users)
+	}
+}
+
+func (p roomPicture) judgeCounter() {
+	rev, life := p.int(0), time.Duration(p.int(1))*time.Millisecond
+	switch {
+	case rev != p.rev && !p.forgot:
+		p.wrong("the room's revision is %d, the last event's %d", rev, p.rev)
+	case len(p.meta) > 0 && life >= 0:
+		p.wrong("the counter of a room with members expires in %v", life)
+	case len(p.meta) == 0 && rev > 0 && (life <= 0 || life > time.Hour):
+		p.wrong("the counter of an empty room expires in %v", life)
+	}
+}
+
+// judgeHashes checks each connection's hash and when it was last heard of.
+func (p roomPicture) judgeHashes() {
+	for i := range p.list(6) {
+		entry := p.list(6).list(i)
+		conn, life, hash := entry.text(0), time.Duration(entry.int(1))*time.Millisecond, entry.pairs(2)
+		seen, _ := strconv.ParseInt(p.seen[conn], 10, 64)
+		p.judgeSeen(conn, seen)
+		m := p.meta[conn]
+		if len(hash) == 0 {
+			if ago := p.clock() - seen; ago < (modelTTL - 2*modelAging).Milliseconds() {
+				p.wrong("G6: %s was heard of %d ms ago and has no hash", conn, ago)
+			}
+			continue
+		}
+		if life <= 0 || life > modelTTL {
+			p.wrong("the hash of %s lives %v, want at most %v", conn, life, modelTTL)
+		}
+		want := map[string]string{
+			"conn_id": conn, "user_id": m.User, "room_id": p.room, "last_seen_ms": p.seen[conn],
+			"epoch": fmt.Sprint(m.Epoch), "rev": fmt.Sprint(m.Rev), "node": m.Node, "state": string(m.State),
+		}
+		if !maps.Equal(hash, want) {
+			p.wrong("G6: the hash of %s is %v, want %v", conn, hash, want)
+		}
+	}
+}
+
+// judgeSeen checks that every acknowledged heartbeat is in Redis (G7), and that nothing else extends a life (G4).
+func (p roomPicture) judgeSeen(conn string, seen int64) {
+	at := p.place(p.room, conn)
+	if !at.in || at.busy || p.abandoned() > 0 {
+		return
+	}
+	if seen < at.heard && at.epoch == p.facts[conn].epoch {
+		p.wrong("G7: %s was last seen at %d, its heartbeat of %d is acknowledged", conn, seen, at.heard)
+	}
+	if seen > at.mayBeHeard {
+		p.wrong("G4: %s was last seen at %d, and has sent nothing valid after %d", conn, seen, at.mayBeHeard)
+	}
+}
+
+// judgeOuterIndices checks that what stands outside of the room's slot holds enough.
+func (p roomPicture) judgeOuterIndices() {
+	for i := range p.list(7) {
+		entry := p.list(7).list(i)
+		index := entry.pairs(2)
+		for conn, m := range p.meta {
+			field := userField(p.room, conn)
+			if m.User != entry.text(0) {
+				continue
+			}
+			seen, _ := strconv.ParseInt(p.seen[conn], 10, 64)
+			if _, there := index[field]; !there && p.clock()-seen < modelLookback.Milliseconds() {
+				p.wrong("the index of %s lacks %s", m.User, conn)
+			}
+		}
+	}
+	if len(p.seen) == 0 {
+		return
+	}
+	oldest := int64(1 << 62)
+	for _, text := range p.seen {
+		seen, _ := strconv.ParseInt(text, 10, 64)
+		oldest = min(oldest, seen)
+	}
+	latest := max(oldest+modelLookback.Milliseconds(), p.clock()+(claimLease+modelReaperInterval).Milliseconds()) + 2
+	if due := p.float(8); p.text(8) == "" || int64(due) > latest {
+		p.wrong("the reaper looks at the room at %q, it should by %d", p.text(8), latest)
+	}
+}
+
+// judgeAck checks the answer to a request, and follows what it says.
+func (m *model) judgeAck(c *modelClient, text string, came time.Time) {
+	op := c.op
+	var ack wireAck
+	switch {
+	case op == nil || op.acked:
+		m.wrong("%s gets an answer that it does not wait for: %s", c.id, text)
+		return
+	case json.Unmarshal([]byte(text), &ack) != nil:
+		m.wrong("%s gets an answer that nobody can read: %s", c.id, text)
+		return
+	}
+	op.acked = true
+	answer, _, _ := strings.Cut(text, `"snapshot"`)
+	m.note("  %s is answered %s", c.id, answer)
+	if took := came.Sub(op.began); took > answerWithin+modelTolerance {
+		m.wrong("%s is answered after %v", op.what, took)
+	}
+	if !ack.OK && ack.Code == string(CodeUnavailable) {
+		if m.calm {
+			m.wrong("%s of %s is unavailable, although nothing fails", op.what, c.id)
+		}
+		op.unknown(m)
+		return
+	}
+	op.judge(m, ack)
+}
+
+// entries are a snapshot as facts.
+func entries(list []wireEntry) facts {
+	f := facts{}
+	for _, e := range list {
+		f[e.ConnID] = fact{user: e.UserID, epoch: e.Epoch, state: string(e.State)}
+	}
+	return f
+}
+
+// judgeSnapshot checks that a snapshot is the room at that revision, and has every heartbeat but those of the latest time.
+func (m *model) judgeSnapshot(l *ledger, rev int64, list []wireEntry, latest time.Duration) {
+	if want, known := l.at[rev]; !m.lost && (!known || entries(list).String() != want) {
+		m.wrong("G3: the snapshot of revision %d is\n    %s\n  and not\n    %s", rev, entries(list), want)
+	}
+	for _, e := range list {
+		p := m.place(l.room, e.ConnID)
+		if !p.in || p.epoch != e.Epoch || l.facts[e.ConnID].epoch != e.Epoch {
+			continue
+		}
+		for _, heard := range p.heartbeats {
+			if heard <= m.clock()-latest.Milliseconds() && e.LastSeenMs < heard {
+				m.wrong("the snapshot has %s last seen at %d, it was heard of at %d, and it is %d", e.ConnID, e.LastSeenMs, heard, m.clock())
+			}
+		}
+	}
+}

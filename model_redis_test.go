@@ -1,0 +1,294 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"reflect"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// modelClock is what the scripts say in the model instead of asking the machine for the time.
+const (
+	modelClockKey = "model:clock"
+	modelClock    = `local function model_time()
+  local ms = redis.call('GET', 'model:clock')
+  return { string.sub(ms, 1, -4), string.sub(ms, -3) .. '000' }
+end
+`
+
+	// modelTick takes KEYS 1 the clock, ARGV 1 its time, 2 ms by which every key grows older.
+	modelTick = `
+local older = tonumber(ARGV[2])
+for _, key in ipairs(older > 0 and redis.call('KEYS', '*') or {}) do
+  local life = redis.call('PTTL', key)
+  if life >= 0 then redis.call('PEXPIRE', key, math.max(0, life - older)) end
+end
+redis.call('SET', KEYS[1], ARGV[1])`
+
+	// modelPicture reads all of a room in one step. KEYS as in room.lua, ARGV the room.
+	modelPicture = `
+local room, conns, users = ARGV[1], {}, {}
+for _, conn in ipairs(redis.call('ZRANGE', KEYS[3], 0, -1)) do
+  local hash = 'prs:conn:{room:' .. room .. '}:' .. conn
+  conns[#conns + 1] = { conn, redis.call('PTTL', hash), redis.call('HGETALL', hash) }
+end
+for _, user in ipairs(redis.call('HKEYS', KEYS[2])) do
+  local index = 'prs:user:' .. user .. ':conns'
+  users[#users + 1] = { user, redis.call('PTTL', index), redis.call('HGETALL', index) }
+end
+return { redis.call('GET', KEYS[4]) or '', redis.call('PTTL', KEYS[4]), redis.call('HGETALL', KEYS[1]), redis.call('HGETALL', KEYS[2]),
+  redis.call('ZRANGE', KEYS[3], 0, -1, 'WITHSCORES'), redis.call('SMEMBERS', KEYS[5]), conns, users,
+  redis.call('ZSCORE', 'prs:active_rooms', room) or '' }`
+)
+
+// all are the scripts, none forgotten.
+func (s *scripts) all() (list []*script) {
+	fields := reflect.ValueOf(s).Elem()
+	for i := range fields.NumField() {
+		list = append(list, *(**script)(fields.Field(i).Addr().UnsafePointer()))
+	}
+	return list
+}
+
+// modelScripts are the scripts with the model's clock in place of the machine's, after change has had its way with each
+// text; and their names by digest.
+func modelScripts(t testing.TB, change func(text string) string) (loaded scripts, names map[string]string) {
+	t.Helper()
+	loaded, names = loadScripts(), map[string]string{}
+	for _, sc := range loaded.all() {
+		for _, form := range []*scriptText{&sc.flagged, &sc.plain} {
+			flags, text, flagged := strings.Cut(form.source, "\n")
+			if !flagged || !strings.HasPrefix(flags, "#!") {
+				flags, text = "--", form.source
+			}
+			text = strings.ReplaceAll(change(text), "redis.call('TIME')", "model_time()")
+			if strings.Contains(text, "TIME'") {
+				t.Fatalf("%s asks for the time in a way that the model does not know", sc.name)
+			}
+			*form = newScriptText(flags + "\n" + modelClock + text)
+			names[form.sha] = sc.name
+		}
+	}
+	return loaded, names
+}
+
+// modelRedis is a database of a real Redis, for one model at a time. What the nodes of a model send waits until the model lets
+// it through, one command at a time, so that a seed decides the order of everything.
+//
+// Its goroutine and its channels belong to no bubble of synctest: while the model waits for Redis, no time passes in it.
+type modelRedis struct {
+	real    *redis.Client
+	clients []*redis.Client // what the nodes use
+	asked   chan []redis.Cmder
+	done    chan struct{}
+	work    sync.WaitGroup
+	model   *model
+}
+
+func newModelRedis(t testing.TB, addr string, nodes int) *modelRedis {
+	t.Helper()
+	r := &modelRedis{asked: make(chan []redis.Cmder), done: make(chan struct{})}
+	r.real = redis.NewClient(&redis.Options{Addr: addr, Protocol: 2, PoolSize: 2, MaxRetries: -1, ReadTimeout: time.Minute})
+	for i := range nodes {
+		rdb := redis.NewClient(&redis.Options{Addr: "nowhere:1", Protocol: 2})
+		rdb.AddHook(modelGate{r, i})
+		r.clients = append(r.clients, rdb)
+	}
+	r.work.Go(func() {
+		for cmds := range r.asked {
+			pipe := r.real.Pipeline()
+			for _, cmd := range cmds {
+				_ = pipe.Process(context.Background(), cmd)
+			}
+			_, _ = pipe.Exec(context.Background()) // each command has an error of its own
+			r.done <- struct{}{}
+		}
+	})
+	t.Cleanup(func() {
+		close(r.asked)
+		r.work.Wait()
+		for _, rdb := range append(r.clients, r.real) {
+			_ = rdb.Close()
+		}
+	})
+	return r
+}
+
+// do runs commands in one round trip.
+func (r *modelRedis) do(cmds ...redis.Cmder) {
+	r.asked <- cmds
+	<-r.done
+}
+
+// modelGate holds what one node sends.
+type modelGate struct {
+	redis *modelRedis
+	node  int
+}
+
+func (g modelGate) DialHook(redis.DialHook) redis.DialHook {
+	return func(context.Context, string, string) (net.Conn, error) {
+		return nil, errors.New("a node of the model has dialled")
+	}
+}
+
+func (g modelGate) ProcessHook(redis.ProcessHook) redis.ProcessHook {
+	return func(ctx context.Context, cmd redis.Cmder) error { return g.hold(ctx, cmd) }
+}
+
+func (g modelGate) ProcessPipelineHook(redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return func(ctx context.Context, cmds []redis.Cmder) error { return g.hold(ctx, cmds...) }
+}
+
+func (g modelGate) hold(ctx context.Context, cmds ...redis.Cmder) error {
+	if err := ctx.Err(); err != nil {
+		return g.fail(err, cmds)
+	}
+	c := &heldCall{node: g.node, cmds: cmds, answered: make(chan error, 1)}
+	g.redis.model.arrive(c)
+	select {
+	case err := <-c.answered:
+		return g.fail(err, cmds)
+	case <-ctx.Done():
+		c.given.Lock()
+		defer c.given.Unlock()
+		c.up = true
+		return ctx.Err()
+	}
+}
+
+// fail gives the error of a call: that of its way, else that of the first command.
+func (g modelGate) fail(err error, cmds []redis.Cmder) error {
+	for _, cmd := range cmds {
+		if err != nil {
+			cmd.SetErr(err)
+		}
+	}
+	return cmds[0].Err()
+}
+
+// heldCall is what a node has sent and Redis has not run.
+type heldCall struct {
+	node     int
+	cmds     []redis.Cmder
+	answered chan error
+
+	given sync.Mutex
+	up    bool // nobody waits for its answer
+}
+
+// fate is what becomes of a call.
+type fate int
+
+const (
+	itArrives fate = iota
+	itIsLost
+	itsAnswerIsLost
+)
+
+// abandoned tells whether the caller waits no more: then it may use the commands, and Redis gets copies.
+func (c *heldCall) abandoned() bool {
+	c.given.Lock()
+	defer c.given.Unlock()
+	return c.up
+}
+
+// run has Redis run the call, and brings back what was published by it.
+func (m *model) run(c *heldCall, f fate) {
+	m.pending = slices.DeleteFunc(m.pending, func(other *heldCall) bool { return other == c })
+	m.hung = false
+	m.note("%s %s", func() string { return m.names(c) }, []string{"runs", "is lost", "runs, its answer is lost"}[f])
+	if f == itIsLost {
+		c.answered <- io.EOF
+		return
+	}
+	cmds := c.cmds
+	if c.abandoned() {
+		defer m.extend(c)
+		cmds = nil
+		for _, cmd := range c.cmds {
+			cmds = append(cmds, redis.NewCmd(context.Background(), cmd.Args()...))
+		}
+	}
+	m.do(cmds...)
+	if f == itsAnswerIsLost {
+		c.answered <- io.EOF
+		return
+	}
+	c.answered <- nil
+}
+
+// extend notes whose life a call that was given up may have extended.
+func (m *model) extend(call *heldCall) {
+	for _, c := range m.clients {
+		for _, p := range c.places {
+			if slices.Contains(call.cmds[0].Args(), any(c.id)) {
+				p.mayBeHeard = max(p.mayBeHeard, m.clock())
+			}
+		}
+	}
+}
+
+// do runs commands at the present time of Redis' clock, and gives what they published to the ledgers and the nodes.
+func (m *model) do(cmds ...redis.Cmder) {
+	ctx := context.Background()
+	var batch []redis.Cmder
+	if now := m.clock(); now != m.ticked {
+		older := time.Now().UnixMilli() - m.aged
+		if older < modelAging.Milliseconds() {
+			older = 0
+		}
+		m.aged += older
+		m.ticked = now
+		batch = append(batch, redis.NewCmd(ctx, "EVAL", modelTick, 1, modelClockKey, now, older))
+	}
+	batch = append(batch, cmds...)
+	published := make([]*redis.StringSliceCmd, len(m.rooms))
+	for i, l := range m.rooms {
+		published[i] = redis.NewStringSliceCmd(ctx, "LPOP", keysOf(l.room).events(), 1000)
+		batch = append(batch, published[i])
+	}
+	m.redis.do(batch...)
+	for i, l := range m.rooms {
+		for _, payload := range published[i].Val() {
+			m.published(l, payload)
+		}
+	}
+}
+
+// script is the name of the script that a command runs, "" if it runs none.
+func (m *model) script(args []any) string {
+	switch fmt.Sprint(args[0]) {
+	case "evalsha":
+		return m.scriptNames[fmt.Sprint(args[1])]
+	case "eval":
+		return m.scriptNames[newScriptText(fmt.Sprint(args[1])).sha]
+	}
+	return ""
+}
+
+// names tells what a call is, for the trace: its script and the arguments.
+func (m *model) names(c *heldCall) string {
+	args := c.cmds[0].Args()
+	words := []string{fmt.Sprint("n", c.node)}
+	if name := m.script(args); name != "" {
+		words = append(words, name)
+		args = args[3+args[2].(int):]
+	}
+	for _, arg := range args {
+		if raw, ok := arg.([]byte); ok {
+			arg = string(raw)
+		}
+		words = append(words, fmt.Sprint(arg))
+	}
+	return strings.Join(words, " ")
+}
