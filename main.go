@@ -180,19 +180,10 @@ func (n *node) wire(config Config) {
 		Sharded:        config.ShardedPubSub,
 		Logger:         n.log,
 	})
-	n.lease = newLease(n.service, config.NodeLease, n.log)
-	n.hub = newHub(n.service, encoders{presenceFrame, batchFrame, countFrame}, config.TTL/4, n.log)
-	n.hub.batchEvery = config.Batch
+	n.wireRooms(config)
 	n.bridge = newBridge(n.redis, config.ShardedPubSub, n.hub, n.log)
 	n.hub.bridge = n.bridge
-	n.hub.deserted = n.lease.leave
-	n.healer = newHealer(n.service, n.hub, n.lease, n.log)
-	n.owed = newOwed(n.service)
-	n.workers = newWorkers()
-	refusals := &refusals{}
-	n.handlers = &handlers{workers: n.workers, service: n.service, hub: n.hub, owed: n.owed, lease: n.lease, maxRooms: config.MaxRoomsPerSocket, maxUsers: config.MaxWatchedUsers, pongs: config.PongKeepsAlive, tokens: n.tokens,
-		rate: newRate(config.RatePerSecond, config.RateBurst), refusals: refusals, log: n.log}
-	gate := newGate(config.MaxConnections, config.MaxConnectionsPerAddress, refusals)
+	gate := newGate(config.MaxConnections, config.MaxConnectionsPerAddress, n.handlers.refusals)
 	n.sockets = newSockets(socketOptions{
 		PingInterval:    pingInterval,
 		PingTimeout:     20 * time.Second,
@@ -203,7 +194,7 @@ func (n *node) wire(config Config) {
 		Origins:         config.Origins,
 		Logger:          n.log,
 		Admit:           gate.admit,
-		Refusals:        refusals,
+		Refusals:        n.handlers.refusals,
 	}, n.handlers)
 	n.handlers.everyone = n.sockets.each
 	n.lease.start(n.healer.lostData)
@@ -216,6 +207,31 @@ func (n *node) wire(config Config) {
 	site := &web{service: n.service, hub: n.hub, apiKey: config.APIKey, unready: n.unready, log: n.log}
 	site.mount(mux)
 	n.server = newHTTPServer(mux)
+}
+
+// wireRooms makes what is between the service and the sockets. The hub lacks its bridge.
+func (n *node) wireRooms(config Config) {
+	n.lease = newLease(n.service, config.NodeLease, n.log)
+	n.hub = newHub(n.service, encoders{presenceFrame, batchFrame, countFrame}, config.TTL/4, n.log)
+	n.hub.batchEvery = config.Batch
+	n.hub.deserted = n.lease.leave
+	n.healer = newHealer(n.service, n.hub, n.lease, n.log)
+	n.owed = newOwed(n.service)
+	n.workers = newWorkers()
+	n.handlers = &handlers{
+		workers:  n.workers,
+		service:  n.service,
+		hub:      n.hub,
+		owed:     n.owed,
+		lease:    n.lease,
+		maxRooms: config.MaxRoomsPerSocket,
+		maxUsers: config.MaxWatchedUsers,
+		pongs:    config.PongKeepsAlive,
+		tokens:   n.tokens,
+		rate:     newRate(config.RatePerSecond, config.RateBurst),
+		refusals: &refusals{},
+		log:      n.log,
+	}
 }
 
 // unready is why no client should be sent here, nil if there is no reason.

@@ -50,6 +50,7 @@ const (
 // then and in each quiet moment all that Redis has (G6).
 type model struct {
 	ctx         context.Context
+	config      Config
 	random      *rand.Rand
 	redis       *modelRedis
 	scripts     scripts
@@ -71,6 +72,7 @@ type model struct {
 
 	mu      sync.Mutex
 	arrived []*heldCall
+	errors  []string // of the nodes
 
 	pending []*heldCall
 	ticked  int64 // the time that Redis knows
@@ -119,32 +121,36 @@ func (m *model) arrive(c *heldCall) {
 // modelNode is what a server has between Redis and its sockets.
 type modelNode struct {
 	*model
-	index    int
-	service  *Service
-	hub      *hub
-	owed     *owed
-	workers  *workers
-	handlers *handlers
+	node
+	index int
 
 	subs     sync.Mutex
 	wants    map[string]bool // rooms: true once Redis has confirmed the subscription
 	messages []bridgeItem    // on their way
 }
 
-func (m *model) startNode(i int) *modelNode {
+func (m *model) startNode(i int) {
 	n := &modelNode{model: m, index: i, wants: map[string]bool{}}
-	log := slog.New(slog.DiscardHandler)
-	id := fmt.Sprint("n", i)
-	n.service = newService(m.redis.clients[i], Options{TTL: modelTTL, Lookback: modelLookback, ReaperInterval: -1, Node: id, Logger: log}, m.scripts)
+	n.log = slog.New(slog.NewTextHandler(modelLog{m}, &slog.HandlerOptions{Level: slog.LevelError}))
+	n.service = newService(m.redis.clients[i], Options{TTL: modelTTL, Lookback: modelLookback, ReaperInterval: -1, Grace: m.config.Grace,
+		Node: fmt.Sprint("n", i), Logger: n.log}, m.scripts)
 	n.service.publish = "RPUSH" // onto a list in the place of the channel, which the model reads after each call
 	n.service.options.ReaperInterval = modelReaperInterval
 	n.service.work.Go(newReaper(n.service).loop)
-	n.hub = newHub(n.service, presenceFrame, modelTTL/4, log)
+	n.wireRooms(m.config)
 	n.hub.bridge = n
-	n.owed = newOwed(n.service)
-	n.workers = newWorkers()
-	n.handlers = &handlers{workers: n.workers, service: n.service, hub: n.hub, owed: n.owed, node: id, log: log}
-	return n
+	m.nodes = append(m.nodes, n)
+	m.collect()
+}
+
+// modelLog takes errors, which no node should have, into the trace.
+type modelLog struct{ *model }
+
+func (l modelLog) Write(line []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.errors = append(l.errors, string(line))
+	return len(line), nil
 }
 
 func (n *modelNode) stop() {
@@ -361,9 +367,12 @@ func (m *model) collect() {
 	pause(m.ctx, time.Duration(1+m.random.IntN(9))*time.Microsecond) // so that hardly ever two timers end at once
 	synctest.Wait()
 	m.mu.Lock()
-	arrived := m.arrived
-	m.arrived = nil
+	arrived, errors := m.arrived, m.errors
+	m.arrived, m.errors = nil, nil
 	m.mu.Unlock()
+	for _, line := range errors {
+		m.wrong("a node complains: %s", line)
+	}
 	if len(arrived) > 1 {
 		slices.SortFunc(arrived, func(a, b *heldCall) int { return cmp.Compare(m.names(a), m.names(b)) })
 	}
@@ -922,7 +931,7 @@ func (r *modelRunner) run(t *testing.T, seed uint64) (wrong []string, steps []mo
 	r.prepare()
 	synctest.Test(t, func(t *testing.T) {
 		random := rand.New(rand.NewPCG(seed, 0))
-		m := &model{ctx: t.Context(), random: random, redis: r.redis, scripts: r.scripts, scriptNames: r.names, aged: time.Now().UnixMilli()}
+		m := &model{ctx: t.Context(), config: r.config, random: random, redis: r.redis, scripts: r.scripts, scriptNames: r.names, aged: time.Now().UnixMilli()}
 		r.redis.model = m
 		m.rooms = []*ledger{newLedger("r")}
 		if m.chance(15) {
@@ -933,8 +942,7 @@ func (r *modelRunner) run(t *testing.T, seed uint64) (wrong []string, steps []mo
 			m.lossy, m.troubled = false, false
 		}
 		for i := range modelNodes {
-			m.nodes = append(m.nodes, m.startNode(i))
-			m.collect()
+			m.startNode(i)
 		}
 		m.play(24)
 		m.stop()
@@ -971,6 +979,7 @@ func (m *model) stop() {
 // modelRunner runs schedules one after the other.
 type modelRunner struct {
 	redis   *modelRedis
+	config  Config
 	scripts scripts
 	names   map[string]string
 	flushed bool // Redis does not have the scripts
@@ -980,7 +989,10 @@ type modelRunner struct {
 func startRunners(t testing.TB) (runners []*modelRunner) {
 	t.Helper()
 	for range modelParallel {
-		runners = append(runners, &modelRunner{redis: newModelRedis(t, spawnRedis(t).addr, modelNodes)})
+		runners = append(runners, &modelRunner{
+			redis:  newModelRedis(t, spawnRedis(t).addr, modelNodes),
+			config: testConfig(t, "", fmt.Sprint("PRESENCE_TTL_MS=", modelTTL.Milliseconds()), "PRESENCE_NODE_LEASE_MS=3000"),
+		})
 	}
 	return runners
 }
