@@ -211,6 +211,11 @@ func (m *model) run(c *heldCall, f fate) {
 		c.answered <- io.EOF
 		return
 	}
+	if asked, ok := c.cmds[0].(*redis.TimeCmd); ok && !c.abandoned() {
+		asked.SetVal(time.UnixMilli(m.clock()))
+		c.answered <- nil
+		return
+	}
 	cmds := c.cmds
 	if c.abandoned() {
 		defer m.extend(c)

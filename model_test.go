@@ -32,6 +32,7 @@ const (
 	modelTTL            = 4 * time.Second
 	modelLookback       = 8 * time.Second
 	modelReaperInterval = time.Second
+	modelLease          = 6 * time.Second
 
 	// Keys in Redis grow older in steps of this size.
 	modelAging = 50 * time.Millisecond
@@ -133,12 +134,14 @@ func (m *model) startNode(i int) {
 	n := &modelNode{model: m, index: i, wants: map[string]bool{}}
 	n.log = slog.New(slog.NewTextHandler(modelLog{m}, &slog.HandlerOptions{Level: slog.LevelError}))
 	n.service = newService(m.redis.clients[i], Options{TTL: modelTTL, Lookback: modelLookback, ReaperInterval: -1, Grace: m.config.Grace,
-		Node: fmt.Sprint("n", i), Logger: n.log}, m.scripts)
+		NodeLease: m.config.NodeLease, Logger: n.log}, m.scripts)
 	n.service.publish = "RPUSH" // onto a list in the place of the channel, which the model reads after each call
 	n.service.options.ReaperInterval = modelReaperInterval
-	n.service.work.Go(newReaper(n.service).loop)
+	newReaper(n.service).start()
 	n.wireRooms(m.config)
 	n.hub.bridge = n
+	n.lease.node = fmt.Sprint("node", i) // a random name would make each run another one
+	n.lease.start(func() {})
 	m.nodes = append(m.nodes, n)
 	m.collect()
 }
@@ -157,6 +160,7 @@ func (n *modelNode) stop() {
 	n.workers.close()
 	n.owed.close(n.ctx)
 	n.hub.close()
+	n.lease.close(n.ctx)
 	n.service.Stop()
 }
 
@@ -991,7 +995,7 @@ func startRunners(t testing.TB) (runners []*modelRunner) {
 	for range modelParallel {
 		runners = append(runners, &modelRunner{
 			redis:  newModelRedis(t, spawnRedis(t).addr, modelNodes),
-			config: testConfig(t, "", fmt.Sprint("PRESENCE_TTL_MS=", modelTTL.Milliseconds()), "PRESENCE_NODE_LEASE_MS=3000"),
+			config: testConfig(t, "", fmt.Sprint("PRESENCE_TTL_MS=", modelTTL.Milliseconds()), fmt.Sprint("PRESENCE_NODE_LEASE_MS=", modelLease.Milliseconds())),
 		})
 	}
 	return runners
