@@ -11,7 +11,6 @@ import (
 	"maps"
 	"slices"
 	"strconv"
-	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -115,11 +114,31 @@ type connection struct {
 type membership struct {
 	room *room
 
-	mu sync.Mutex // held by who works on the member in Redis: a request of the client, or the healer
+	mu turn // held by who works on the member in Redis: a request of the client, or the healer
 	Member
 	silentAt time.Time // when the lookback ends after the last join or valid heartbeat
 	unsure   bool      // a join again has an unknown outcome: Redis may have a newer incarnation
 	over     bool      // the connection is not in the room any more
+
+	entered atomic.Bool // its first join has worked
+}
+
+// turn is a mutex whose holder may wait for Redis. It is a channel so that synctest takes who waits for it for blocked.
+type turn chan struct{}
+
+func newTurn() turn { return make(turn, 1) }
+
+func (t turn) Lock() { t <- struct{}{} }
+
+func (t turn) Unlock() { <-t }
+
+func (t turn) TryLock() bool {
+	select {
+	case t <- struct{}{}:
+		return true
+	default:
+		return false
+	}
 }
 
 // present is the member as it is to be removed: whatever its epoch, if that is not sure. m.mu is held.
@@ -232,7 +251,7 @@ func (c *connection) join(ctx context.Context, payload []byte, id ackID) ([]byte
 		if err := c.roomForOneMore(); err != nil {
 			return nil, err
 		}
-		m = &membership{room: c.hub.acquire(p.RoomID)}
+		m = &membership{room: c.hub.acquire(p.RoomID), mu: newTurn()}
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -249,6 +268,7 @@ func (c *connection) join(ctx context.Context, payload []byte, id ackID) ([]byte
 	switch {
 	case err == nil:
 		m.Member, m.unsure, m.over = joined, false, false
+		m.entered.Store(true)
 		m.silentAt = arrived.Add(c.service.options.Lookback)
 		c.rooms[p.RoomID] = m
 	case !again:

@@ -36,7 +36,7 @@ func (m *membership) lives() bool {
 // stands tells, without waiting, whether the member has to be in its room.
 func (m *membership) stands() bool {
 	if !m.mu.TryLock() {
-		return true // a request of its client is at work, which puts it there
+		return m.entered.Load() // a request of its client is at work, which keeps it there
 	}
 	defer m.mu.Unlock()
 	return m.lives()

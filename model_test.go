@@ -141,7 +141,7 @@ func (m *model) startNode(i int) {
 	n.wireRooms(m.config)
 	n.hub.bridge = n
 	n.lease.node = fmt.Sprint("node", i) // a random name would make each run another one
-	n.lease.start(func() {})
+	n.lease.start(n.healer.lostData)
 	m.nodes = append(m.nodes, n)
 	m.collect()
 }
@@ -159,6 +159,7 @@ func (l modelLog) Write(line []byte) (int, error) {
 func (n *modelNode) stop() {
 	n.workers.close()
 	n.owed.close(n.ctx)
+	n.healer.close()
 	n.hub.close()
 	n.lease.close(n.ctx)
 	n.service.Stop()

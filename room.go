@@ -601,7 +601,7 @@ func (r *room) apply(e Event) {
 		c.UserConns = r.replica.users[e.UserID]
 	}
 	r.listeners.tell(c)
-	if e.Type == EventLeave && e.Reason != ReasonLeft && r.hub.loss != nil && r.owned[e.ConnID] != nil {
+	if (e.Reason == ReasonTimeout || e.Reason == ReasonNodeLost) && r.hub.loss != nil && r.owned[e.ConnID] != nil {
 		r.hub.loss.lostMembers(r) // somebody took it for lost, though its socket lives
 	}
 	if !r.touched {
