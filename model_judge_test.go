@@ -157,8 +157,8 @@ func (m *model) judgeLeave(l *ledger, e message) {
 	}
 }
 
-// view is a room as one client folds it.
-type view struct {
+// sight is a room as one client folds it.
+type sight struct {
 	facts    facts
 	rev      int64
 	from     int64    // revision of the acknowledgement
@@ -231,7 +231,7 @@ func (m *model) same(l *ledger, seen, want facts) bool {
 }
 
 // judgeHeard checks that every event after the acknowledgement came, and came alone.
-func (m *model) judgeHeard(client string, l *ledger, v *view) {
+func (m *model) judgeHeard(client string, l *ledger, v *sight) {
 	first, _ := slices.BinarySearch(l.revs, v.from+1)
 	last, _ := slices.BinarySearch(l.revs, v.rev+1)
 	if !slices.Equal(v.heard, l.revs[first:max(first, last)]) {

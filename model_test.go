@@ -269,7 +269,7 @@ type place struct {
 	heartbeats []int64 // like heard
 	state      map[string]int
 	maybe      map[string][]int // of patches with unknown outcome
-	view       *view            // nil before the acknowledgement of a join and after that of a leave
+	view       *sight           // nil before the acknowledgement of a join and after that of a leave
 }
 
 func (c *modelClient) queue(f frame) bool {
@@ -526,7 +526,7 @@ func (m *model) join(c *modelClient, l *ledger) {
 				state: map[string]int{"n": n}, maybe: map[string][]int{}, view: p.view}
 			p.heartbeat(began)
 			if p.view == nil {
-				p.view = &view{facts: entries(ack.Snapshot), rev: ack.Rev, from: ack.Rev}
+				p.view = &sight{facts: entries(ack.Snapshot), rev: ack.Rev, from: ack.Rev}
 			}
 		},
 		unknown: func(*model) {
@@ -653,7 +653,7 @@ func (m *model) get(c *modelClient, l *ledger) {
 			if !ack.OK || ack.Count != len(ack.Snapshot) {
 				m.wrong("a get is answered with %+v", ack)
 			}
-			m.judgeSnapshot(l, ack.Rev, ack.Snapshot, 0)
+			m.judgeSnapshot(l, ack.Rev, ack.Snapshot, modelTTL/2)
 		},
 		unknown: func(*model) {},
 	}, eventGet, fmt.Sprintf(`{"roomId":%q}`, l.room))
