@@ -239,6 +239,10 @@ func (s *Service) join(ctx context.Context, m Member, floor int64) (Member, erro
 		case "ok":
 			m.Epoch = answer.int(1)
 			m.Rev = m.Epoch
+			if m.late { // whoever removes the one before may take this one out of the index
+				m.noted = time.Time{}
+				_ = s.note(ctx, &m, m.Epoch) // else with the next heartbeat
+			}
 			for i := 2; i+1 < len(answer); i += 2 {
 				s.unindexUser(ctx, Member{Room: m.Room, User: m.User, Conn: answer.text(i), Epoch: answer.int(i + 1)})
 			}
