@@ -149,6 +149,7 @@ type bridgeSink interface {
 type bridge struct {
 	rdb     redis.UniversalClient
 	sharded bool
+	about   topic
 	sink    bridgeSink
 	log     *slog.Logger
 
@@ -183,9 +184,20 @@ type bridgeItem struct {
 	subscribed    bool
 }
 
-func newBridge(rdb redis.UniversalClient, sharded bool, sink bridgeSink, log *slog.Logger) *bridge {
+// topic is what a bridge is about: each id has a channel.
+type topic struct {
+	channel func(id string) string
+	id      func(channel string) (id string, ok bool)
+}
+
+var (
+	aboutRooms = topic{func(room string) string { return keysOf(room).events() }, roomOfChannel}
+	aboutUsers = topic{userChannel, userOfChannel}
+)
+
+func newBridge(rdb redis.UniversalClient, sharded bool, about topic, sink bridgeSink, log *slog.Logger) *bridge {
 	b := &bridge{
-		rdb: rdb, sharded: sharded, sink: sink, log: log,
+		rdb: rdb, sharded: sharded, about: about, sink: sink, log: log,
 		wanted:   map[string]bool{},
 		placed:   map[string]*line{},
 		lines:    map[string]*line{},
@@ -271,7 +283,7 @@ func (b *bridge) placeAll() bool {
 		b.mu.Lock()
 		wanted, at := b.wanted[room], b.placed[room]
 		b.mu.Unlock()
-		channel := keysOf(room).events()
+		channel := b.about.channel(room)
 		switch {
 		case wanted && at == nil:
 			l, ok := lineOf(channel)
@@ -497,7 +509,7 @@ func (b *bridge) drop(l *line) {
 func (b *bridge) hear(l *line, item any) {
 	switch m := item.(type) {
 	case *redis.Message:
-		if room, ok := roomOfChannel(m.Channel); ok {
+		if room, ok := b.about.id(m.Channel); ok {
 			b.pass(bridgeItem{room: room, payload: m.Payload})
 		} else if m.Channel == l.probe {
 			b.mu.Lock()
@@ -505,7 +517,7 @@ func (b *bridge) hear(l *line, item any) {
 			b.mu.Unlock()
 		}
 	case *redis.Subscription:
-		room, ok := roomOfChannel(m.Channel)
+		room, ok := b.about.id(m.Channel)
 		switch {
 		case m.Channel == l.probe && m.Kind == "sunsubscribe":
 			_ = l.ps.Close() // its slot has moved: a new line gets a probe in another one

@@ -92,7 +92,7 @@ func eachWire(t *testing.T, body func(t *testing.T, w wire)) {
 // bridge starts a bridge that ends with the test.
 func (w wire) bridge(t testing.TB) (*bridge, *heardSink) {
 	sink := newHeardSink()
-	b := newBridge(w.rdb, w.sharded, sink, testLogger(t))
+	b := newBridge(w.rdb, w.sharded, aboutRooms, sink, testLogger(t))
 	t.Cleanup(b.close)
 	return b, sink
 }
@@ -469,7 +469,7 @@ func TestAClosedBridgeLeavesNothing(t *testing.T) {
 		rooms := names(t, 20)
 		before := goroutines()
 		sink := newHeardSink()
-		b := newBridge(w.rdb, w.sharded, sink, testLogger(t))
+		b := newBridge(w.rdb, w.sharded, aboutRooms, sink, testLogger(t))
 		subscribeAll(t, b, sink, rooms)
 		w.cut(t, b) // it may be closed at any moment
 		b.close()
@@ -495,7 +495,7 @@ func (s stuckSink) subscribed(room string) {
 func TestABatchOfMessagesIsBounded(t *testing.T) {
 	b := miniRedis(t)
 	sink := stuckSink{newHeardSink(), make(chan struct{})}
-	bridge := newBridge(b.open(t), false, sink, testLogger(t))
+	bridge := newBridge(b.open(t), false, aboutRooms, sink, testLogger(t))
 	defer bridge.close()
 	for range bridgeBuffer {
 		bridge.pass(bridgeItem{room: "r", payload: "x"})

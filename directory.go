@@ -80,19 +80,14 @@ type userConn struct {
 
 // whereabouts are the connections of a user, by room and connection. The index tells where to look, the rooms what is true.
 func (s *Service) whereabouts(ctx context.Context, user string) ([]userConn, error) {
-	index, err := s.rdb.HKeys(ctx, userKey(user)).Result()
-	if err != nil && !redis.HasErrorPrefix(err, "WRONGTYPE") {
-		return nil, unavailable(err)
+	p, err := s.places(ctx, user)
+	if err != nil {
+		return nil, err
 	}
-	places := map[string][]string{}
-	for _, field := range index {
-		conn, room, _ := strings.Cut(field, ":")
-		places[room] = append(places[room], conn)
-	}
-	rooms := slices.Collect(maps.Keys(places))
+	rooms := slices.Collect(maps.Keys(p.conns))
 	found := make([][]userConn, len(rooms))
 	err = inParallel(len(rooms), func(i int) (err error) {
-		found[i], err = s.findAll(ctx, rooms[i], user, places[rooms[i]])
+		found[i], err = s.findAll(ctx, rooms[i], user, p.conns[rooms[i]])
 		return err
 	})
 	all := slices.Concat(found...)
@@ -100,6 +95,56 @@ func (s *Service) whereabouts(ctx context.Context, user string) ([]userConn, err
 		return cmp.Or(strings.Compare(a.room, b.room), strings.Compare(a.entry.ConnID, b.entry.ConnID))
 	})
 	return all, err
+}
+
+// places are where a user is, as the index has it.
+type places struct {
+	ts     int64               // milliseconds, Redis' clock
+	server string              // the process of Redis that has the index, "" if that is not to be known
+	conns  map[string][]string // by room
+}
+
+func (s *Service) places(ctx context.Context, user string) (places, error) {
+	answer, err := s.run(ctx, s.scripts.places, []string{userKey(user)})
+	if err != nil {
+		return places{}, err
+	}
+	p := places{ts: answer.int(0), server: answer.text(1), conns: map[string][]string{}}
+	for i := 2; i < len(answer); i++ {
+		conn, room, _ := strings.Cut(answer.text(i), ":")
+		p.conns[room] = append(p.conns[room], conn)
+	}
+	return p, nil
+}
+
+// online tells whether the user is in any room.
+func (s *Service) online(ctx context.Context, user string, p places) (bool, error) {
+	for room, conns := range p.conns {
+		found, err := s.findAll(ctx, room, user, conns)
+		if err != nil || len(found) > 0 {
+			return err == nil, err
+		}
+	}
+	return false, nil
+}
+
+// indexed tells which of the users have an index.
+func (s *Service) indexed(ctx context.Context, users []string) ([]bool, error) {
+	counts := make([]*redis.IntCmd, len(users))
+	_, err := s.rdb.Pipelined(ctx, func(pipe redis.Pipeliner) error {
+		for i, user := range users {
+			counts[i] = pipe.Exists(ctx, userKey(user))
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, unavailable(err)
+	}
+	there := make([]bool, len(users))
+	for i, count := range counts {
+		there[i] = count.Val() == 1
+	}
+	return there, nil
 }
 
 // findAll are those of the connections that are in the room as this user.

@@ -30,6 +30,7 @@ const (
 	eventPresence  = "presence:event"
 	eventBatch     = "presence:batch"
 	eventCount     = "presence:count"
+	eventUser      = "presence:user"
 	eventExpired   = "presence:expired"
 )
 
@@ -44,20 +45,21 @@ func countFrame(b Batch) frame { return eventFrame(eventCount, append(b.appendCo
 
 // handlers answer the presence events of all clients of this node.
 type handlers struct {
-	workers  *workers
-	service  *Service
-	hub      *hub
-	owed     *owed
-	lease    *lease
-	maxRooms int        // of one socket, 0 = no limit
-	pongs    bool       // count as heartbeats
-	tokens   *authority // nil = anybody is whoever they say
-	rate     *rate      // of one socket, nil = no limit
-	refusals *refusals
-	maxUsers int // that one socket may watch
-	log      *slog.Logger
-	draining atomic.Bool
-	everyone func(func(*client)) // calls back for each client of this node
+	workers   *workers
+	service   *Service
+	hub       *hub
+	owed      *owed
+	lease     *lease
+	maxRooms  int        // of one socket, 0 = no limit
+	pongs     bool       // count as heartbeats
+	tokens    *authority // nil = anybody is whoever they say
+	rate      *rate      // of one socket, nil = no limit
+	refusals  *refusals
+	maxUsers  int // that one socket may watch
+	onlookers *onlookers
+	log       *slog.Logger
+	draining  atomic.Bool
+	everyone  func(func(*client)) // calls back for each client of this node
 }
 
 // connect is called by the session layer for each new client.
@@ -105,6 +107,7 @@ type connection struct {
 	client  *client
 	rooms   map[string]*membership
 	watched map[string]*room // nil if none
+	users   map[string]bool  // that it watches; nil if none
 	budget  budget
 	grant   *grant  // both nil
 	expiry  *expiry // without authentication
@@ -534,6 +537,9 @@ func (c *connection) authenticate(ctx context.Context, payload []byte, _ ackID) 
 			c.unwatchRooms(room)
 		}
 	}
+	if !g.watch && len(c.users) > 0 {
+		c.unwatchUsers(slices.Collect(maps.Keys(c.users)))
+	}
 	if err := c.confirmAll(ctx, members); err != nil {
 		return nil, err
 	}
@@ -582,7 +588,7 @@ func (c *connection) ended(reason endReason) {
 	c.expiry.stop()
 	ctx, cancel := context.WithTimeout(context.Background(), answerWithin)
 	defer cancel()
-	c.unwatchRooms("")
+	c.unwatchAll()
 	grace := c.service.options.Grace
 	until := time.Now().Add(grace)
 	for _, m := range c.rooms {

@@ -108,6 +108,18 @@ func userKey(user string) string {
 	return keyPrefix + "user:" + user + ":conns"
 }
 
+// userChannel carries that a user may have come or gone. It is named like the index, and so in its slot.
+func userChannel(user string) string { return userKey(user) }
+
+// userOfChannel is the user that the channel is about.
+func userOfChannel(channel string) (user string, ok bool) {
+	rest, ok := strings.CutPrefix(channel, keyPrefix+"user:")
+	if !ok {
+		return "", false
+	}
+	return strings.CutSuffix(rest, ":conns")
+}
+
 // userField names a connection in a room within userKey. The first colon ends the connection id.
 func userField(room, conn string) string {
 	return conn + ":" + room

@@ -94,24 +94,25 @@ func newLogger(out io.Writer, config Config) *slog.Logger {
 
 // node is one running server.
 type node struct {
-	log      *slog.Logger
-	embedded *embeddedRedis // nil if Redis is a server of its own
-	redis    redis.UniversalClient
-	scripts  redis.UniversalClient // redis as the service uses it
-	service  *Service
-	lease    *lease
-	hub      *hub
-	bridge   *bridge
-	healer   *healer
-	owed     *owed
-	tokens   *authority // nil if nobody needs a token
-	workers  *workers
-	handlers *handlers
-	sockets  *sockets
-	casts    *broadcaster // nil if application events stay on this node
-	server   *http.Server
-	listener net.Listener
-	serving  chan struct{} // closed when the server has ended
+	log       *slog.Logger
+	embedded  *embeddedRedis // nil if Redis is a server of its own
+	redis     redis.UniversalClient
+	scripts   redis.UniversalClient // redis as the service uses it
+	service   *Service
+	lease     *lease
+	hub       *hub
+	bridge    *bridge
+	healer    *healer
+	owed      *owed
+	tokens    *authority // nil if nobody needs a token
+	onlookers *onlookers
+	workers   *workers
+	handlers  *handlers
+	sockets   *sockets
+	casts     *broadcaster // nil if application events stay on this node
+	server    *http.Server
+	listener  net.Listener
+	serving   chan struct{} // closed when the server has ended
 }
 
 // startNode connects to Redis and listens. The error is one line for the operator.
@@ -181,8 +182,12 @@ func (n *node) wire(config Config) {
 		Logger:         n.log,
 	})
 	n.wireRooms(config)
-	n.bridge = newBridge(n.redis, config.ShardedPubSub, n.hub, n.log)
+	n.bridge = newBridge(n.redis, config.ShardedPubSub, aboutRooms, n.hub, n.log)
 	n.hub.bridge = n.bridge
+	n.onlookers = newOnlookers(n.service, n.hub, func(sink bridgeSink) *bridge {
+		return newBridge(n.redis, config.ShardedPubSub, aboutUsers, sink, n.log)
+	}, n.log)
+	n.handlers.onlookers = n.onlookers
 	gate := newGate(config.MaxConnections, config.MaxConnectionsPerAddress, n.handlers.refusals)
 	n.sockets = newSockets(socketOptions{
 		PingInterval:    pingInterval,
@@ -268,6 +273,7 @@ func (n *node) stop() {
 		n.casts.close()
 	}
 	n.healer.close()
+	n.onlookers.close()
 	n.bridge.close()
 	n.hub.close()
 	n.lease.close(ctx)

@@ -133,7 +133,7 @@ func startTestNode(t *testing.T, w wire, whole bool) *testNode {
 	rdb := w.open(t)
 	n := &testNode{service: startService(t, rdb, Options{Sharded: w.sharded}), whole: whole}
 	n.hub = newHub(patientSource{n.service, n}, encoders{event: func(e Event) frame { return e.appendJSON(nil) }}, time.Minute, testLogger(t))
-	n.bridge = newBridge(rdb, w.sharded, lossySink{n.hub, n}, testLogger(t))
+	n.bridge = newBridge(rdb, w.sharded, aboutRooms, lossySink{n.hub, n}, testLogger(t))
 	n.hub.bridge = n.bridge
 	t.Cleanup(func() {
 		n.bridge.close()

@@ -576,7 +576,7 @@ func (s *Service) note(ctx context.Context, m *Member, epoch int64) error {
 // indexUser notes where the user is going to be, with an epoch that is not above that of the connection there.
 func (s *Service) indexUser(ctx context.Context, m Member, epoch int64) error {
 	_, err := s.run(ctx, s.scripts.indexUser, []string{userKey(m.User)},
-		userField(m.Room, m.Conn), epoch, 2*s.options.Lookback.Milliseconds())
+		userField(m.Room, m.Conn), epoch, 2*s.options.Lookback.Milliseconds(), s.publish)
 	return err
 }
 
@@ -587,7 +587,8 @@ func (s *Service) unindexUser(ctx context.Context, gone Member) {
 
 // unindexPlaces forgets many at once. The index may hold too much, so a failure is only told to the log.
 func (s *Service) unindexPlaces(ctx context.Context, user string, places map[string]departure) {
-	args := make([]any, 0, 2*len(places))
+	args := make([]any, 0, 1+2*len(places))
+	args = append(args, s.publish)
 	for field, d := range places {
 		args = append(args, field, d.epoch)
 	}
@@ -801,7 +802,7 @@ type scriptText struct {
 
 type scripts struct {
 	join, heartbeat, patch, restore, remove, hold, overdue, mend          *script
-	read, pulse                                                           *script
+	read, pulse, places                                                   *script
 	kick, count, find                                                     *script
 	indexRoom, claimRooms, settleRooms, indexUser, unindexUser, mendIndex *script
 	owned, renewLease, noteRooms, claimNodes, forgetNode                  *script
@@ -823,6 +824,7 @@ func loadScripts() scripts {
 		remove:      loadScript(alwaysWorks, "", "base", "room", "held", "remove"),
 		hold:        loadScript(alwaysWorks, "", "base", "room", "held", "hold"),
 		read:        loadScript(alwaysWorks, "", "base", "room", "server", "read"),
+		places:      loadScript(alwaysWorks, "hash", "base", "server", "places"),
 		pulse:       loadScript(alwaysWorks, "", "base", "room", "server", "pulse"),
 		overdue:     loadScript(alwaysWorks, "", "base", "room", "overdue"),
 		kick:        loadScript(alwaysWorks, "", "base", "room", "kick"),

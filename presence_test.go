@@ -1679,7 +1679,7 @@ func TestARedisWithoutMemoryRefusesJoinsAndLetsMembersLeave(t *testing.T) {
 
 func TestAUserOfAnACLThroughTheURL(t *testing.T) {
 	// PSUBSCRIBE wants its pattern literally among the allowed ones.
-	p := spawnRedis(t, strings.Fields("--user default off --user presence on >p@ss:w/rd ~prs:* &prs:{room:*}:events -@all +@read +@write +@pubsub +@scripting +@connection +time")...)
+	p := spawnRedis(t, strings.Fields("--user default off --user presence on >p@ss:w/rd ~prs:* &prs:{room:*}:events &prs:user:*:conns -@all +@read +@write +@pubsub +@scripting +@connection +time")...)
 	b := backend{url: strings.Replace(p.url, "redis://", "redis://presence:p%40ss%3Aw%2Frd@", 1)}
 	s, room := startService(t, b.open(t), Options{Grace: time.Minute}), uniqueRoom(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)

@@ -189,7 +189,7 @@ func eventNames(t *testing.T, files map[string]*ast.File) (requests, pushes []st
 	t.Helper()
 	for constant, name := range constants(t, files["handlers.go"], "event") {
 		switch constant {
-		case "eventPresence", "eventBatch", "eventCount", "eventExpired":
+		case "eventPresence", "eventBatch", "eventCount", "eventUser", "eventExpired":
 			pushes = append(pushes, name)
 		default:
 			requests = append(requests, name)

@@ -9,6 +9,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/tidwall/btree"
@@ -77,6 +78,8 @@ type hub struct {
 	batchEvery time.Duration     // between two batches of a room
 	countEvery time.Duration     // between two counts of a room
 	log        *slog.Logger
+
+	missedAt atomic.Int64 // Unix time in ns of the last loss of data in any room; 0 = none
 
 	mu    sync.Mutex
 	rooms map[string]*room
@@ -778,6 +781,7 @@ func (r *room) missData() {
 // hold has nobody told for a while of members that a read does not find: they may only wait for being put back. r.mu is held.
 func (r *room) hold() {
 	r.missedAt = time.Now()
+	r.hub.missedAt.Store(r.missedAt.UnixNano())
 	time.AfterFunc(lossPatience, r.check)
 }
 

@@ -1,6 +1,11 @@
 package main
 
-import "context"
+import (
+	"context"
+	"maps"
+	"slices"
+	"strconv"
+)
 
 // watch answers presence:watch: from then on the client is told of a room that it need not be in, or of users.
 func (c *connection) watch(ctx context.Context, payload []byte, id ackID) ([]byte, error) {
@@ -9,7 +14,7 @@ func (c *connection) watch(ctx context.Context, payload []byte, id ackID) ([]byt
 		return nil, refused
 	}
 	if p.UserIDs != nil {
-		return nil, &Error{Code: CodeInvalidPayload, Message: "userIds cannot be watched yet"}
+		return nil, c.watchUsers(ctx, p.UserIDs, id)
 	}
 	return nil, c.watchRoom(ctx, p, id)
 }
@@ -52,8 +57,13 @@ func (c *connection) unwatch(_ context.Context, payload []byte, _ ackID) ([]byte
 	if refused != nil {
 		return nil, refused
 	}
-	if p.UserIDs == nil {
+	switch {
+	case p.UserIDs != nil:
+		c.unwatchUsers(p.UserIDs)
+	case p.RoomID != "":
 		c.unwatchRooms(p.RoomID)
+	default:
+		c.unwatchAll()
 	}
 	return []byte(`{"ok":true}`), nil
 }
@@ -66,5 +76,54 @@ func (c *connection) unwatchRooms(id string) {
 			c.hub.release(r)
 			delete(c.watched, at)
 		}
+	}
+}
+
+// watchUsers answers by itself when it worked: what the client is told of the users later comes after it.
+func (c *connection) watchUsers(ctx context.Context, users []string, id ackID) error {
+	if err := c.grant.checkWatch(); err != nil {
+		return err
+	}
+	added := 0
+	for _, user := range users {
+		if !c.users[user] {
+			added++
+		}
+	}
+	if len(c.users)+added > c.maxUsers {
+		return tooManyUsers(c.maxUsers)
+	}
+	err := c.onlookers.watch(ctx, c.client, users, func(online []bool) {
+		b := []byte(`{"ok":true,"users":[`)
+		for i, user := range users {
+			b = appendText(append(b, ","[:min(i, 1)]...), `{"userId":`, user)
+			b = append(strconv.AppendBool(append(b, `,"online":`...), online[i]), '}')
+		}
+		c.client.ack(id, append(b, "]}"...))
+	})
+	if err != nil {
+		return err
+	}
+	if c.users == nil {
+		c.users = map[string]bool{}
+	}
+	for _, user := range users {
+		c.users[user] = true
+	}
+	return nil
+}
+
+func (c *connection) unwatchUsers(users []string) {
+	c.onlookers.unwatch(c.client, users)
+	for _, user := range users {
+		delete(c.users, user)
+	}
+}
+
+// unwatchAll ends all that the connection watches.
+func (c *connection) unwatchAll() {
+	c.unwatchRooms("")
+	if len(c.users) > 0 {
+		c.unwatchUsers(slices.Collect(maps.Keys(c.users)))
 	}
 }

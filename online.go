@@ -1,0 +1,382 @@
+package main
+
+import (
+	"context"
+	"log/slog"
+	"maps"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+)
+
+const (
+	// A user who went is told of after so long, unless they are back by then: a page that is loaded anew makes no event.
+	onlineGone = 700 * time.Millisecond
+
+	// Who is not found although nothing told that they went may have been lost with Redis' data. Rooms notice that within
+	// this time, and members are put back within lossPatience.
+	onlineDoubt = 1500 * time.Millisecond
+
+	// How often it is asked whether users who are online still have an index, and for how many at most: others each time.
+	onlinePulse      = time.Second
+	onlinePulseUsers = 16
+
+	// A user who is about to join is looked for during this time.
+	onlineComing = 4 * time.Second
+
+	// Between two looks at a user, at first and at most.
+	onlinePause    = 50 * time.Millisecond
+	onlineMaxPause = time.Second
+
+	// Looks at users at the same time.
+	onlineWorkers = 16
+)
+
+// cause is why a user is looked at; several may come together.
+type cause uint8
+
+const (
+	causeComing cause = 1 << iota // the index tells of a place that is new
+	causeGone                     // and of one that is no more
+	causeDoubt                    // something may have been missed
+)
+
+// hold is how long a user has to be missing before that is told.
+func (c cause) hold() time.Duration {
+	if c&causeGone != 0 {
+		return onlineGone
+	}
+	return onlineDoubt
+}
+
+// onlookers tell clients of this node whether users are online: in any room, on any node. What they hear from Redis only
+// makes them look; the rooms say what is true. The cost follows the changes, and each user is looked at once per lookback
+// in any case, because who told of a change may have died before it was told.
+//
+// Locks are taken in the order onlookers, client.
+type onlookers struct {
+	service *Service
+	hub     *hub // knows when Redis lost data
+	open    func(sink bridgeSink) *bridge
+	log     *slog.Logger
+
+	mu     sync.Mutex
+	bridge *bridge // once somebody watches a user
+	users  map[string]*watched
+	slots  chan struct{}
+
+	ctx  context.Context
+	stop context.CancelFunc
+	work sync.WaitGroup
+}
+
+// watched is a user whom somebody here watches. The onlookers' lock guards it.
+type watched struct {
+	id      string
+	by      map[*client]struct{} // who is told
+	waiting int                  // requests that are going to be in by
+	known   chan struct{}        // closed once it is known whether the user is online
+	settled bool                 // that it is closed
+	online  bool
+	causes  cause         // not looked at yet
+	busy    bool          // a goroutine looks
+	server  string        // the process of Redis that had the index at the last look
+	lostAt  time.Time     // when data of the user were found to be lost
+	wake    chan struct{} // tells it of a cause
+}
+
+// newOnlookers is for the clients of one node; open makes a bridge about users, once it is needed.
+func newOnlookers(s *Service, h *hub, open func(bridgeSink) *bridge, log *slog.Logger) *onlookers {
+	o := &onlookers{service: s, hub: h, open: open, log: log, users: map[string]*watched{}, slots: make(chan struct{}, onlineWorkers)}
+	o.ctx, o.stop = context.WithCancel(context.Background())
+	o.work.Go(o.watchLoop)
+	return o
+}
+
+// close ends the looking and waits for it.
+func (o *onlookers) close() {
+	o.stop()
+	o.mu.Lock()
+	b := o.bridge
+	o.mu.Unlock()
+	if b != nil {
+		b.close()
+	}
+	o.work.Wait()
+}
+
+// watch has a client told of users from now on. answer is called with what is known of each, in one step with the
+// beginning, so that nothing is missed and nothing comes before it.
+func (o *onlookers) watch(ctx context.Context, c *client, ids []string, answer func(online []bool)) error {
+	list := o.await(ids)
+	err := o.learn(ctx, list)
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	online := make([]bool, len(list))
+	for i, w := range list {
+		w.waiting--
+		online[i] = w.online
+		if err == nil {
+			w.by[c] = struct{}{}
+		}
+		o.forget(w)
+	}
+	if err == nil {
+		answer(online)
+	}
+	return err
+}
+
+// await has users watched.
+func (o *onlookers) await(ids []string) []*watched {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.bridge == nil {
+		o.bridge = o.open(o)
+	}
+	list := make([]*watched, len(ids))
+	for i, id := range ids {
+		w := o.users[id]
+		if w == nil {
+			w = &watched{id: id, by: map[*client]struct{}{}, known: make(chan struct{}), wake: make(chan struct{}, 1)}
+			o.users[id] = w
+			o.bridge.subscribe(id)
+		}
+		w.waiting++
+		list[i] = w
+	}
+	return list
+}
+
+// learn waits until each user is known.
+func (o *onlookers) learn(ctx context.Context, list []*watched) error {
+	for _, w := range list {
+		select {
+		case <-w.known:
+		case <-ctx.Done():
+			return unavailable(ctx.Err())
+		}
+	}
+	return nil
+}
+
+// unwatch ends what watch began.
+func (o *onlookers) unwatch(c *client, ids []string) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, id := range ids {
+		if w := o.users[id]; w != nil {
+			delete(w.by, c)
+			o.forget(w)
+		}
+	}
+}
+
+// forget gives up a user whom nobody watches. o.mu is held.
+func (o *onlookers) forget(w *watched) {
+	if len(w.by) == 0 && w.waiting == 0 && o.users[w.id] == w {
+		delete(o.users, w.id)
+		o.bridge.unsubscribe(w.id)
+	}
+}
+
+// subscribed is told by the bridge: what was published before is missed.
+func (o *onlookers) subscribed(user string) { o.look(user, causeDoubt) }
+
+// message is told by the bridge.
+func (o *onlookers) message(user, payload string) {
+	switch payload {
+	case "+":
+		o.look(user, causeComing)
+	case "-":
+		o.look(user, causeGone)
+	}
+}
+
+func (o *onlookers) settled() {}
+
+// watchLoop looks at every user once per lookback, and for losses of data all the time.
+func (o *onlookers) watchLoop() {
+	pulse, audit := time.NewTicker(onlinePulse), time.NewTicker(o.service.options.Lookback)
+	defer pulse.Stop()
+	defer audit.Stop()
+	for {
+		select {
+		case <-o.ctx.Done():
+			return
+		case <-pulse.C:
+			o.pulse()
+		case <-audit.C:
+			o.doubtAll(false)
+		}
+	}
+}
+
+// pulse asks for some users whether Redis still has their indices. Of who leaves it hears by a message in any case, but not
+// of who is lost.
+func (o *onlookers) pulse() {
+	var users []string
+	o.mu.Lock()
+	for id, w := range o.users { // which begins anywhere
+		if len(users) < onlinePulseUsers && w.online && w.causes == 0 && !w.busy {
+			users = append(users, id)
+		}
+	}
+	o.mu.Unlock()
+	if len(users) == 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(o.ctx, onlinePulse)
+	defer cancel()
+	there, err := o.service.indexed(ctx, users)
+	if err != nil {
+		return
+	}
+	o.mu.Lock()
+	missing := 0
+	for i, id := range users {
+		if w := o.users[id]; w != nil && w.online && w.causes == 0 && !w.busy && !there[i] {
+			missing++
+		}
+	}
+	o.mu.Unlock()
+	if missing > 0 {
+		o.log.Info("indices of watched users are missing", "users", missing)
+		o.doubtAll(true)
+	}
+}
+
+// doubtAll looks at every user. After a loss of data it takes a while until they are put back.
+func (o *onlookers) doubtAll(loss bool) {
+	o.mu.Lock()
+	users := slices.Collect(maps.Keys(o.users))
+	if loss {
+		for _, w := range o.users {
+			w.lostAt = time.Now()
+		}
+	}
+	o.mu.Unlock()
+	for _, user := range users {
+		o.look(user, causeDoubt)
+	}
+}
+
+// look has a user looked at, or once more if that is under way.
+func (o *onlookers) look(user string, why cause) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	w := o.users[user]
+	if w == nil || o.ctx.Err() != nil {
+		return
+	}
+	w.causes |= why
+	if !w.busy {
+		w.busy = true
+		o.work.Go(func() { o.follow(w) })
+		return
+	}
+	select {
+	case w.wake <- struct{}{}:
+	default:
+	}
+}
+
+// follow looks at a user until nothing is open.
+func (o *onlookers) follow(w *watched) {
+	var why cause
+	for {
+		o.mu.Lock()
+		fresh := w.causes
+		w.causes = 0
+		if fresh == 0 && why == 0 || o.users[w.id] != w || o.ctx.Err() != nil {
+			w.busy = false
+			o.mu.Unlock()
+			return
+		}
+		o.mu.Unlock()
+		why |= fresh
+		if o.decide(w, why) {
+			why = 0
+		}
+	}
+}
+
+// decide looks until it is clear whether the user is online. It is false when something new came in between.
+func (o *onlookers) decide(w *watched, why cause) bool {
+	began := time.Now()
+	for wait := onlinePause; ; wait = min(2*wait, onlineMaxPause) {
+		online, p, err := o.check(w.id)
+		if err != nil {
+			o.log.Debug("a watched user cannot be looked at", "error", err)
+		} else if o.conclude(w, online, p, why, time.Since(began)) {
+			return true
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-timer.C:
+		case <-w.wake:
+			timer.Stop()
+			return false
+		case <-o.ctx.Done():
+			timer.Stop()
+			return true
+		}
+	}
+}
+
+func (o *onlookers) check(user string) (online bool, p places, err error) {
+	ctx, cancel := context.WithTimeout(o.ctx, answerWithin)
+	defer cancel()
+	select {
+	case o.slots <- struct{}{}:
+	case <-ctx.Done():
+		return false, p, ctx.Err()
+	}
+	defer func() { <-o.slots }()
+	if p, err = o.service.places(ctx, user); err != nil {
+		return false, p, err
+	}
+	online, err = o.service.online(ctx, user, p)
+	return online, p, err
+}
+
+// conclude takes over what a look found, and tells of a change. It is false when a later look has to confirm it.
+func (o *onlookers) conclude(w *watched, online bool, p places, why cause, missing time.Duration) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if isAnother(p.server, w.server) {
+		w.lostAt = time.Now()
+	}
+	w.server = p.server
+	switch {
+	case o.users[w.id] != w:
+		return true
+	case !online && w.online && (missing < why.hold() || o.healing(w)):
+		return false
+	case online != w.online && w.settled:
+		o.tell(w, online, p.ts)
+	}
+	w.online = online
+	if !w.settled {
+		w.settled = true
+		close(w.known)
+	}
+	return online || why&causeComing == 0 || missing >= onlineComing
+}
+
+// healing tells whether the user may be about to be put back. o.mu is held.
+func (o *onlookers) healing(w *watched) bool {
+	return time.Since(w.lostAt) < lossPatience || time.Since(time.Unix(0, o.hub.missedAt.Load())) < lossPatience
+}
+
+// tell sends one frame to all who watch the user. o.mu is held.
+func (o *onlookers) tell(w *watched, online bool, ts int64) {
+	b := appendText(nil, `{"userId":`, w.id)
+	b = strconv.AppendBool(append(b, `,"online":`...), online)
+	b = append(appendNumber(b, `,"ts":`, ts), '}')
+	f := eventFrame(eventUser, b)
+	for c := range w.by {
+		c.send(f)
+	}
+}

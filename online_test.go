@@ -1,0 +1,234 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/gobwas/ws"
+)
+
+// wireUser is a presence:user, or an entry of the answer to a watch of users, as the protocol describes it.
+type wireUser struct {
+	UserID string
+	Online bool
+	TS     int64
+}
+
+// watching is a client that watches users.
+type watching struct {
+	*user
+	told []wireUser
+}
+
+// watchUsers has a new client of the node watch users, and gives who of them is online.
+func (n *node) watchUsers(t testing.TB, users ...string) (w *watching, online []string) {
+	t.Helper()
+	return watchUsersAt(t, "127.0.0.1:"+n.port(), users...)
+}
+
+func watchUsersAt(t testing.TB, addr string, users ...string) (w *watching, online []string) {
+	t.Helper()
+	w = &watching{user: dialUser(t, addr)}
+	payload, _ := json.Marshal(map[string]any{"userIds": users})
+	id := w.ask(eventWatch, string(payload))
+	var ack struct {
+		OK    bool
+		Users []wireUser
+	}
+	packet := w.text()
+	text, ok := strings.CutPrefix(packet, "43"+id+"[")
+	if err := json.Unmarshal([]byte(strings.TrimSuffix(text, "]")), &ack); err != nil || !ok || !ack.OK || len(ack.Users) != len(users) {
+		t.Fatalf("the answer is %s", packet)
+	}
+	for i, u := range ack.Users {
+		if u.UserID != users[i] {
+			t.Errorf("user %d of the answer is %q", i, u.UserID)
+		}
+		if u.Online {
+			online = append(online, u.UserID)
+		}
+	}
+	return w, online
+}
+
+// hears reads until the client has been told that about the user.
+func (w *watching) hears(user string, online bool) {
+	w.t.Helper()
+	for {
+		for _, u := range w.told {
+			if u.UserID == user && u.Online == online {
+				return
+			}
+		}
+		op, packet, err := w.next()
+		if err != nil {
+			w.t.Fatalf("not told that %s is online: %v; got %+v", user, err, w.told)
+		}
+		if op == ws.OpText && packet != "2" {
+			w.keepUser(packet)
+		}
+	}
+}
+
+func (w *watching) keepUser(packet string) {
+	w.t.Helper()
+	var u wireUser
+	text, ok := strings.CutPrefix(packet, `42["presence:user",`)
+	if err := json.Unmarshal([]byte(strings.TrimSuffix(text, "]")), &u); err != nil || !ok || u.TS == 0 {
+		w.t.Fatalf("unexpected packet %q", packet)
+	}
+	w.told = append(w.told, u)
+}
+
+// wantTold checks all that the client was told about a user.
+func (w *watching) wantTold(user string, want ...bool) {
+	w.t.Helper()
+	var got []bool
+	for _, u := range w.told {
+		if u.UserID == user {
+			got = append(got, u.Online)
+		}
+	}
+	if !slices.Equal(got, want) {
+		w.t.Errorf("told of %s: %v, want %v", user, got, want)
+	}
+}
+
+func TestWatchingUsersAcrossRoomsAndNodes(t *testing.T) {
+	eachWire(t, func(t *testing.T, w wire) {
+		settings := []string{fmt.Sprintf("PRESENCE_SHARDED_PUBSUB=%t", w.sharded)}
+		near, far, room := startNodeFor(t, w.backend, settings...), startNodeFor(t, w.backend, settings...), uniqueRoom(t)
+		ann, bob, mark := room+"ann", room+"{bob}", room+"mark"
+		there := far.member(t, room, ann, "{}")
+		u, online := near.watchUsers(t, ann, bob, mark)
+		if !slices.Equal(online, []string{ann}) {
+			t.Errorf("online are %v", online)
+		}
+		first := far.member(t, room+"2", bob, "{}")
+		u.hears(bob, true)
+		tabs := []*user{first}
+		for i := range 10 {
+			tabs = append(tabs, []*node{near, far}[i%2].member(t, fmt.Sprint(room, i), bob, "{}"))
+		}
+		for _, tab := range tabs[:10] {
+			tab.ok(eventLeave, "")
+		}
+		last := near.member(t, room, mark, "{}") // whatever the tabs told has been looked at when this is told
+		u.hears(mark, true)
+		u.wantTold(bob, true)
+		left := time.Now()
+		tabs[10].ok(eventLeave, "")
+		u.hears(bob, false)
+		t.Logf("told %v after the last connection left", time.Since(left).Round(time.Millisecond))
+		u.wantTold(bob, true, false)
+
+		there.ok(eventLeave, "")
+		near.member(t, room+"3", ann, "{}") // back at once
+		last.ok(eventLeave, "")
+		u.hears(mark, false)
+		u.wantTold(ann)
+
+		u.ok(eventUnwatch, `{"userIds":[`+quoted(bob)+`]}`)
+		far.member(t, room, bob, "{}")
+		near.member(t, room, mark, "{}")
+		u.told = nil
+		u.hears(mark, true)
+		u.wantTold(bob)
+	})
+}
+
+func TestUsersAreForgottenWithTheirWatchers(t *testing.T) {
+	n := startNodeFor(t, miniRedis(t), "PRESENCE_MAX_WATCHED_USERS=3")
+	u, _ := n.watchUsers(t, "a", "b")
+	other, _ := n.watchUsers(t, "b", "c")
+	u.refused(eventWatch, `{"userIds":["c","d"]}`, CodeTooManyUsers)
+	u.refused(eventWatch, `{"userIds":["c","d","e","f"]}`, CodeTooManyUsers)
+	u.ok(eventUnwatch, "")
+	_ = other.conn.Close()
+	eventually(t, 5*time.Second, "nobody is watched", func() bool {
+		n.onlookers.mu.Lock()
+		defer n.onlookers.mu.Unlock()
+		return len(n.onlookers.users) == 0
+	})
+}
+
+func TestATokenHasToAllowWatchingUsers(t *testing.T) {
+	n := startNodeWithTokens(t, miniRedis(t))
+	n.bearer(t, hs256.token(nil)).refused(eventWatch, `{"userIds":["a"]}`, CodeForbidden)
+	u := n.bearer(t, hs256.token(map[string]any{"watch": true}))
+	u.refused(eventWatch, `{"userIds":[7]}`, CodeInvalidPayload)
+	u.send(`42["presence:watch",{"userIds":["a"]}]`) // nobody has to ask for the answer
+	eventually(t, 5*time.Second, "the user is watched", func() bool {
+		n.onlookers.mu.Lock()
+		defer n.onlookers.mu.Unlock()
+		return n.onlookers.users["a"] != nil && len(n.onlookers.users["a"].by) == 1
+	})
+	u.ok(eventAuth, `{"token":`+quoted(hs256.token(nil))+`}`)
+	if len(n.onlookers.users) != 0 {
+		t.Error("the user is still watched without the claim")
+	}
+}
+
+// Each fault ends with the right view, within its bound, and no user whose socket lives is ever told to be gone.
+func TestWatchedUsersOverFaults_G8(t *testing.T) {
+	for name, fault := range map[string]func(t *testing.T, server *redisProcess, b backend){
+		"FLUSHALL": func(t *testing.T, _ *redisProcess, b backend) {
+			if err := b.open(t).FlushAll(t.Context()).Err(); err != nil {
+				t.Fatal(err)
+			}
+		},
+		"restarted empty": func(_ *testing.T, server *redisProcess, _ backend) { server.stop(); server.restart() },
+		"subscriptions cut": func(t *testing.T, _ *redisProcess, b backend) {
+			if err := b.open(t).Do(t.Context(), "CLIENT", "KILL", "TYPE", "pubsub").Err(); err != nil {
+				t.Fatal(err)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			server := spawnRedis(t)
+			b := backend{url: server.url}
+			near, far := startNodeFor(t, b), startNodeFor(t, b)
+			far.member(t, "r", "stays", "{}")
+			goes := far.member(t, "r", "goes", "{}")
+			u, online := near.watchUsers(t, "stays", "goes", "comes")
+			if len(online) != 2 {
+				t.Fatalf("online are %v", online)
+			}
+			fault(t, server, b)
+			goes.tell(eventLeave, "")
+			began := time.Now()
+			comes := far.user(t)
+			eventually(t, 10*time.Second, "a join works", func() bool { return comes.call(eventJoin, joinPayloadOf("r", "comes", "{}")).OK })
+			u.hears("comes", true)
+			u.hears("goes", false)
+			t.Logf("right again after %v", time.Since(began).Round(time.Millisecond))
+			u.wantTold("stays")
+			u.wantTold("goes", false)
+		})
+	}
+}
+
+// The bound is that of a member of a lost node, and 2 s for telling.
+func TestUsersOfAKilledNodeAreOffline(t *testing.T) {
+	all, started := startNodes(t, 2), time.Now()
+	dialUser(t, all.nodes[0].address()).join("r", "ann", "{}")
+	u, online := watchUsersAt(t, all.nodes[1].address(), "ann")
+	if len(online) != 1 {
+		t.Fatalf("online are %v", online)
+	}
+	all.trusted(t, started)
+	all.nodes[0].signal(syscall.SIGKILL)
+	killed := time.Now()
+	u.hears("ann", false)
+	took := time.Since(killed)
+	t.Logf("told %v after the kill", took.Round(time.Millisecond))
+	if took > shortLease+shortInterval+2*time.Second+2*time.Second {
+		t.Errorf("told after %v", took)
+	}
+}
