@@ -14,7 +14,7 @@ import (
 
 const (
 	// Members that are put back at the same time, so that ten thousand do not come as one blow.
-	healWorkers = 32
+	healWorkers = 64
 
 	// A member that Redis does not take so long is left for later, and its client's requests wait no longer.
 	healPatience = time.Second
@@ -66,10 +66,11 @@ type healer struct {
 	lease   *lease
 	log     *slog.Logger
 
-	mu    sync.Mutex
-	rooms map[*room]struct{} // to be looked at
-	whole bool               // all of them are
-	wake  chan struct{}
+	mu      sync.Mutex
+	rooms   map[*room]struct{} // to be looked at
+	whole   bool               // all of them are
+	healing bool               // that is under way
+	wake    chan struct{}
 
 	ctx  context.Context
 	stop context.CancelFunc
@@ -100,8 +101,16 @@ func (h *healer) lostMembers(r *room) {
 	h.nudge()
 }
 
-// lostData has the members of all rooms put back. It is also for a node that others took for lost.
+// lostData has the members of all rooms put back, unless that is under way: it ends with each room being read.
 func (h *healer) lostData() {
+	h.mu.Lock()
+	h.whole = h.whole || !h.healing
+	h.mu.Unlock()
+	h.nudge()
+}
+
+// lostLease has the members of all rooms put back under this node's new name: others took it for lost.
+func (h *healer) lostLease() {
 	h.mu.Lock()
 	h.whole = true
 	h.mu.Unlock()
@@ -123,11 +132,15 @@ func (h *healer) loop() {
 			return
 		case <-h.wake:
 		}
-		rooms := h.take()
+		rooms, whole := h.take()
+		if whole {
+			left = nil // they are among those
+		}
 		for _, r := range rooms {
 			left = append(left, r.toHeal()...)
 		}
 		left = h.pass(left)
+		h.passed()
 		for _, r := range rooms {
 			r.check()
 		}
@@ -138,20 +151,27 @@ func (h *healer) loop() {
 	}
 }
 
-// take gives the rooms to be looked at.
-func (h *healer) take() (rooms []*room) {
+// take gives the rooms to be looked at, and whether these are all.
+func (h *healer) take() (rooms []*room, whole bool) {
 	h.mu.Lock()
-	whole := h.whole
+	whole = h.whole
 	for r := range h.rooms {
 		rooms = append(rooms, r)
 	}
-	h.whole = false
+	h.whole, h.healing = false, whole
 	clear(h.rooms)
 	h.mu.Unlock()
 	if whole {
 		rooms = h.hub.all(math.MaxInt)
+		h.log.Warn("Redis has lost data, or this node its lease: all members are put back", "rooms", len(rooms))
 	}
-	return rooms
+	return rooms, whole
+}
+
+func (h *healer) passed() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.healing = false
 }
 
 // pass tries to put each member back, and returns those that are to be tried again.
@@ -205,8 +225,14 @@ func (h *healer) restore(m *membership) (changed bool, err error) {
 	if m.Node, err = h.lease.host(ctx, m.Room); err != nil {
 		return false, err
 	}
+	err = m.room.index(ctx, func(ctx context.Context) error {
+		return h.service.indexRoom(ctx, m.Room, 0) // a reaper looks at once when the first of the room can be overdue
+	})
+	if err != nil {
+		return false, err
+	}
 	had, age := m.Rev, h.service.options.Lookback-time.Until(m.silentAt)
-	err = h.service.restore(ctx, &m.Member, age, m.room.revision())
+	err = h.service.putBack(ctx, &m.Member, age, m.room.revision())
 	m.over = hasCode(err, CodeNotJoined) // a kick is final
 	if !isUnavailable(err) {             // a newer incarnation is there: the next request of its client follows that
 		return m.Rev != had, nil

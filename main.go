@@ -202,7 +202,7 @@ func (n *node) wire(config Config) {
 		Refusals:        n.handlers.refusals,
 	}, n.handlers)
 	n.handlers.everyone = n.sockets.each
-	n.lease.start(n.healer.lostData)
+	n.lease.start(n.healer.lostLease)
 	if config.SocketIOAdapter {
 		n.casts = newBroadcaster(n.redis, n.handlers, n.log)
 	}

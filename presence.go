@@ -358,6 +358,11 @@ func (s *Service) restore(ctx context.Context, m *Member, age time.Duration, flo
 	if err := s.indexRoom(ctx, m.Room, s.options.Lookback-age); err != nil {
 		return err
 	}
+	return s.putBack(ctx, m, age, floor)
+}
+
+// putBack is restore for a room whose index entry is there.
+func (s *Service) putBack(ctx context.Context, m *Member, age time.Duration, floor int64) error {
 	m.noted = time.Time{}
 	if err := s.note(ctx, m, m.Epoch); err != nil {
 		return err

@@ -771,7 +771,7 @@ func (r *room) missesOwn(s Snapshot) bool {
 
 // missData notes that Redis has lost data. r.mu is held.
 func (r *room) missData() {
-	r.hub.log.Warn("Redis has lost data of a room", "room", r.id)
+	r.hub.log.Debug("Redis has lost data of a room", "room", r.id)
 	r.hold()
 	if r.hub.loss != nil {
 		r.hub.loss.lostData()
