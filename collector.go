@@ -3,7 +3,7 @@ package main
 import (
 	"runtime"
 	"runtime/debug"
-	"runtime/metrics"
+	runtimemetrics "runtime/metrics"
 	"sync/atomic"
 )
 
@@ -36,7 +36,7 @@ func garbagePercent(inUse uint64) int {
 
 // inUse is what the last collection left, in bytes.
 func inUse() uint64 {
-	sample := []metrics.Sample{{Name: "/gc/heap/live:bytes"}, {Name: "/gc/scan/stack:bytes"}}
-	metrics.Read(sample)
+	sample := []runtimemetrics.Sample{{Name: "/gc/heap/live:bytes"}, {Name: "/gc/scan/stack:bytes"}}
+	runtimemetrics.Read(sample)
 	return sample[0].Value.Uint64() + sample[1].Value.Uint64()
 }

@@ -57,6 +57,7 @@ type handlers struct {
 	refusals  *refusals
 	maxUsers  int // that one socket may watch
 	onlookers *onlookers
+	metrics   *metrics
 	log       *slog.Logger
 	draining  atomic.Bool
 	everyone  func(func(*client)) // calls back for each client of this node
@@ -218,6 +219,8 @@ func (c *connection) answer(name string, respond request, payload []byte, id ack
 	ack, err := respond(ctx, payload, id)
 	if err != nil {
 		ack = c.refusal(name, err).appendAck(nil)
+	} else {
+		c.metrics.answered(name, "")
 	}
 	if ack != nil {
 		c.client.ack(id, ack)
@@ -231,6 +234,7 @@ func (c *connection) refusal(name string, err error) *Error {
 		refused = unavailable(err)
 	}
 	c.refusals.add(string(refused.Code))
+	c.metrics.answered(name, refused.Code)
 	if refused.Cause != nil {
 		c.log.Warn("request failed", "event", name, "conn", c.client.ID(), "code", string(refused.Code), "error", refused.Cause)
 	}
@@ -270,6 +274,9 @@ func (c *connection) join(ctx context.Context, payload []byte, id ackID) ([]byte
 	joined, err := c.enter(ctx, m.room, wish, p.tellingPayload, id)
 	switch {
 	case err == nil:
+		if again && m.User != joined.User {
+			c.metrics.left(ReasonReplaced, 1)
+		}
 		m.Member, m.unsure, m.over = joined, false, false
 		m.entered.Store(true)
 		m.silentAt = arrived.Add(c.service.options.Lookback)

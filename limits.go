@@ -57,6 +57,16 @@ func (r *refusals) end(cause error) {
 	}
 }
 
+// all are the counts of what was refused so far.
+func (r *refusals) all() map[string]int64 {
+	all := map[string]int64{}
+	r.counts.Range(func(code, n any) bool {
+		all[code.(string)] = n.(*atomic.Int64).Load()
+		return true
+	})
+	return all
+}
+
 func (r *refusals) of(code string) *atomic.Int64 {
 	n, ok := r.counts.Load(code)
 	if !ok {

@@ -39,10 +39,23 @@ const (
 )
 
 func main() {
+	if len(os.Args) > 1 {
+		os.Exit(tell(os.Args[1:], os.Stdout, os.Stderr))
+	}
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, syscall.SIGTERM, os.Interrupt)
 	redis.SetLogger(redisLog{})
 	os.Exit(run(os.Environ(), os.Stderr, signals))
+}
+
+// tell answers arguments on the command line, of which there is only one: all else is set by the environment.
+func tell(args []string, out, complaints io.Writer) (exitCode int) {
+	if len(args) == 1 && (args[0] == "-version" || args[0] == "--version") {
+		fmt.Fprintln(out, versionLine())
+		return exitOK
+	}
+	fmt.Fprintln(complaints, "presence: the only argument is -version; settings are variables of the environment, see the README")
+	return exitSettings
 }
 
 // run is the program. It ends after the first signal, at once after the second.
@@ -109,6 +122,7 @@ type node struct {
 	workers   *workers
 	handlers  *handlers
 	sockets   *sockets
+	metrics   *metrics
 	casts     *broadcaster // nil if application events stay on this node
 	server    *http.Server
 	listener  net.Listener
@@ -170,6 +184,11 @@ func (n *node) openRedis(ctx context.Context, config Config) (err error) {
 
 // wire makes the parts know each other, from Redis to the sockets.
 func (n *node) wire(config Config) {
+	n.metrics = newMetrics(gauges{
+		connections: func() int { return len(n.sockets.all()) },
+		hosted:      func() (rooms, members int) { return n.hub.size() },
+		refusals:    func() map[string]int64 { return n.handlers.refusals.all() },
+	})
 	n.service = NewService(n.scripts, Options{
 		TTL:            config.TTL,
 		Lookback:       config.ReaperLookback,
@@ -180,6 +199,8 @@ func (n *node) wire(config Config) {
 		Grace:          config.Grace,
 		Sharded:        config.ShardedPubSub,
 		Logger:         n.log,
+		OnCall:         n.metrics.called,
+		OnLeave:        n.metrics.left,
 	})
 	n.wireRooms(config)
 	n.bridge = newBridge(n.redis, config.ShardedPubSub, aboutRooms, n.hub, n.log)
@@ -211,6 +232,7 @@ func (n *node) wire(config Config) {
 	mountPage(mux, config.Demo, rand.Text()[:6])
 	site := &web{service: n.service, hub: n.hub, apiKey: config.APIKey, unready: n.unready, log: n.log}
 	site.mount(mux)
+	mux.Handle("GET /metrics", n.metrics.handler(n.log))
 	n.server = newHTTPServer(mux)
 }
 
@@ -220,6 +242,7 @@ func (n *node) wireRooms(config Config) {
 	n.hub = newHub(n.service, encoders{presenceFrame, batchFrame, countFrame}, config.TTL/4, n.log)
 	n.hub.batchEvery = config.Batch
 	n.hub.deserted = n.lease.leave
+	n.hub.metrics = n.metrics
 	n.healer = newHealer(n.service, n.hub, n.lease, n.log)
 	n.owed = newOwed(n.service)
 	n.workers = newWorkers()
@@ -235,6 +258,7 @@ func (n *node) wireRooms(config Config) {
 		tokens:   n.tokens,
 		rate:     newRate(config.RatePerSecond, config.RateBurst),
 		refusals: &refusals{},
+		metrics:  n.metrics,
 		log:      n.log,
 	}
 }

@@ -355,6 +355,18 @@ func startProcess(t testing.TB, binary string, environ ...string) *program {
 
 func TestTheBinary(t *testing.T) {
 	binary := buildBinary(t)
+	t.Run("version", func(t *testing.T) {
+		for _, argument := range []string{"-version", "--version"} {
+			out, err := exec.CommandContext(t.Context(), binary, argument).Output()
+			if want := "presence " + version + ", go1."; err != nil || !strings.HasPrefix(string(out), want) || !strings.Contains(string(out), ", revision ") {
+				t.Errorf("%s prints %q, %v, want %s…", argument, out, err, want)
+			}
+		}
+		err := exec.CommandContext(t.Context(), binary, "-port=3000").Run()
+		if exit := new(exec.ExitError); !errors.As(err, &exit) || exit.ExitCode() != exitSettings {
+			t.Errorf("another argument ends with %v", err)
+		}
+	})
 	t.Run("bad settings", func(t *testing.T) {
 		if code := startProcess(t, binary, "PORT=many").wait(5 * time.Second); code != exitSettings {
 			t.Errorf("exit code %d", code)

@@ -31,6 +31,10 @@ type Options struct {
 	Grace          time.Duration // how long a broken connection is held back, at most Lookback; default not at all
 	Sharded        bool          // publish to sharded Pub/Sub (Redis 7 Cluster)
 	Logger         *slog.Logger  // default slog.Default()
+
+	// What the service does can be counted. These are called while it works, so they must not wait; nil = nobody counts.
+	OnCall  func(script string, took time.Duration, err error) // a script was called
+	OnLeave func(reason Reason, members int)                   // it removed so many members
 }
 
 // Service keeps who is in which room in Redis. It is safe for concurrent use.
@@ -67,6 +71,12 @@ func newService(rdb redis.UniversalClient, o Options, loaded scripts) *Service {
 	o.Logger = cmp.Or(o.Logger, slog.Default())
 	if cluster, ok := rdb.(*redis.ClusterClient); ok {
 		rdb = onceCluster{cluster}
+	}
+	if o.OnCall == nil {
+		o.OnCall = func(string, time.Duration, error) {}
+	}
+	if o.OnLeave == nil {
+		o.OnLeave = func(Reason, int) {}
 	}
 	s := &Service{rdb: rdb, options: o, scripts: loaded, publish: "PUBLISH"}
 	if o.Sharded {
@@ -243,6 +253,7 @@ func (s *Service) join(ctx context.Context, m Member, floor int64) (Member, erro
 				m.noted = time.Time{}
 				_ = s.note(ctx, &m, m.Epoch) // else with the next heartbeat
 			}
+			s.options.OnLeave(ReasonDisconnected, (len(answer)-2)/2)
 			for i := 2; i+1 < len(answer); i += 2 {
 				s.unindexUser(ctx, Member{Room: m.Room, User: m.User, Conn: answer.text(i), Epoch: answer.int(i + 1)})
 			}
@@ -434,6 +445,7 @@ func (s *Service) remove(ctx context.Context, room string, how removal, list []i
 	for i := 1; i+2 < len(answer); i += 3 {
 		gone = append(gone, Member{Room: room, Conn: answer.text(i), User: answer.text(i + 1), Epoch: answer.int(i + 2)})
 	}
+	s.options.OnLeave(how.reason, len(gone))
 	if how.noted.IsZero() {
 		for _, m := range gone {
 			s.unindexUser(ctx, m)
@@ -464,6 +476,7 @@ func (s *Service) Kick(ctx context.Context, room, conn string) error {
 	case err != nil:
 		return err
 	case answer.verdict() == "ok":
+		s.options.OnLeave(ReasonKicked, 1)
 		s.unindexUser(ctx, Member{Room: room, Conn: conn, User: answer.text(1), Epoch: answer.int(2)})
 		return nil
 	case answer.verdict() == "missing":
@@ -928,12 +941,14 @@ func (r reply) strange() *Error {
 // run calls a script. Where a key is of another type, which stops a script before its first write, the key is mended and
 // the script called once more. Every failure is CodeUnavailable.
 func (s *Service) run(ctx context.Context, sc *script, keys []string, args ...any) (reply, error) {
+	began := time.Now()
 	answer, err := s.call(ctx, sc, keys, args)
 	if wrongType(err) {
 		if err = s.mend(ctx, sc, keys); err == nil {
 			answer, err = s.call(ctx, sc, keys, args)
 		}
 	}
+	s.options.OnCall(sc.name, time.Since(began), err)
 	if err != nil {
 		return nil, unavailable(fmt.Errorf("%s: %w", sc.name, err))
 	}

@@ -78,6 +78,10 @@ type hub struct {
 	batchEvery time.Duration     // between two batches of a room
 	countEvery time.Duration     // between two counts of a room
 	log        *slog.Logger
+	metrics    *metrics // nil = nobody counts
+
+	heard   int // messages in the batch at work, and when it began; of the bridge's goroutine alone
+	heardAt time.Time
 
 	missedAt atomic.Int64 // Unix time in ns of the last loss of data in any room; 0 = none
 
@@ -231,6 +235,10 @@ func (h *hub) subscribed(id string) {
 
 // message is told by the bridge.
 func (h *hub) message(id, payload string) {
+	if h.heard == 0 {
+		h.heardAt = time.Now()
+	}
+	h.heard++
 	r := h.find(id)
 	if r == nil {
 		return
@@ -243,9 +251,29 @@ func (h *hub) message(id, payload string) {
 	r.receive(m)
 }
 
-// settled is told by the bridge after a batch, and after a read: joins that waited for the messages before are answered, and
-// everything is written.
+// size is how many rooms have members on this node, and how many these are.
+func (h *hub) size() (rooms, members int) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, r := range h.rooms {
+		rooms += min(r.members, 1)
+		members += r.members
+	}
+	return rooms, members
+}
+
+// settled is told by the bridge after a batch.
 func (h *hub) settled() {
+	h.settle()
+	if h.heard > 0 {
+		h.metrics.batch(h.heard, time.Since(h.heardAt))
+		h.heard = 0
+	}
+}
+
+// settle comes after a batch of messages, and after a read: joins that waited for the messages before are answered, and
+// everything is written.
+func (h *hub) settle() {
 	h.batch.mu.Lock()
 	touched := h.batch.touched
 	h.batch.touched = nil
@@ -277,6 +305,7 @@ func (h *hub) touch(r *room) {
 
 // cast queues a frame for receivers. It is written at the next flush.
 func (h *hub) cast(f frame, to []receiver) {
+	h.metrics.handed(len(to))
 	h.batch.mu.Lock()
 	defer h.batch.mu.Unlock()
 	for _, receiver := range to {
@@ -581,6 +610,7 @@ func (r *room) receive(m message) {
 	case m.Rev <= r.replica.stored:
 		r.overtake(m)
 	default:
+		r.hub.metrics.gap()
 		r.hub.log.Info("messages of a room were lost", "room", r.id, "have", r.replica.stored, "prev", m.prev, "rev", m.Rev)
 		if m.prev < r.replica.stored {
 			r.missData()
@@ -680,7 +710,7 @@ func (r *room) readLoop() {
 			continue
 		}
 		done := r.adopt(s, known)
-		r.hub.settled()
+		r.hub.settle()
 		if done {
 			return
 		}
@@ -727,7 +757,11 @@ func (r *room) adopt(s Snapshot, known int) bool {
 	if overtaken || onTheirWay {
 		r.replica.refresh(s)
 	} else {
-		for _, c := range r.replica.adopt(s, r.spared) {
+		changes := r.replica.adopt(s, r.spared)
+		if !r.readAt.IsZero() {
+			r.hub.metrics.repaired(len(changes))
+		}
+		for _, c := range changes {
 			r.listeners.tell(c)
 		}
 	}
