@@ -125,6 +125,11 @@ func userField(room, conn string) string {
 	return conn + ":" + room
 }
 
+// roomOfKeys is the room of a script's KEYS.
+func roomOfKeys(keys []string) string {
+	return strings.TrimSuffix(strings.TrimPrefix(keys[0], eventsPrefix), "}:conn_meta")
+}
+
 // roomOfChannel is the room whose events the channel carries.
 func roomOfChannel(channel string) (room string, ok bool) {
 	rest, ok := strings.CutPrefix(channel, eventsPrefix)

@@ -123,6 +123,7 @@ type node struct {
 	handlers  *handlers
 	sockets   *sockets
 	metrics   *metrics
+	webhook   *webhook     // nil if nobody is to be told
 	casts     *broadcaster // nil if application events stay on this node
 	server    *http.Server
 	listener  net.Listener
@@ -189,6 +190,11 @@ func (n *node) wire(config Config) {
 		hosted:      func() (rooms, members int) { return n.hub.size() },
 		refusals:    func() map[string]int64 { return n.handlers.refusals.all() },
 	})
+	var onChange func(string, []Change)
+	if config.WebhookURL != "" {
+		n.webhook = newWebhook(config.WebhookURL, config.WebhookSecret, usualHookTimes(), n.metrics, n.log)
+		onChange = n.webhook.changed
+	}
 	n.service = NewService(n.scripts, Options{
 		TTL:            config.TTL,
 		Lookback:       config.ReaperLookback,
@@ -201,6 +207,7 @@ func (n *node) wire(config Config) {
 		Logger:         n.log,
 		OnCall:         n.metrics.called,
 		OnLeave:        n.metrics.left,
+		OnChange:       onChange,
 	})
 	n.wireRooms(config)
 	n.bridge = newBridge(n.redis, config.ShardedPubSub, aboutRooms, n.hub, n.log)
@@ -302,6 +309,11 @@ func (n *node) stop() {
 	n.hub.close()
 	n.lease.close(ctx)
 	n.service.Stop()
+	if n.webhook != nil {
+		if lost := n.webhook.close(ctx); lost > 0 {
+			n.log.Warn("the webhook's receiver has not been told everything", "events", lost)
+		}
+	}
 	if err := n.scripts.Close(); err != nil {
 		n.log.Warn("closing the connections to Redis", "error", err)
 	}

@@ -26,7 +26,15 @@ type metrics struct {
 	delivery   prometheus.Histogram
 	gaps       prometheus.Counter
 	repairs    prometheus.Counter
+	hooks      map[string]prometheus.Counter
 }
+
+// What becomes of an event for the webhook.
+const (
+	hookSent    = "sent"
+	hookFailed  = "failed"  // given up after many tries
+	hookDropped = "dropped" // too many waited
+)
 
 // gauges are what is counted when somebody asks.
 type gauges struct {
@@ -50,6 +58,7 @@ func newMetrics(g gauges) *metrics {
 		ReasonLeft, ReasonDisconnected, ReasonTimeout, ReasonNodeLost, ReasonReplaced, ReasonKicked)
 	m.heartbeats = counters(r, "heartbeats_total", "Heartbeats by the code of their answer, none if it is well.", "code", "",
 		CodeInvalidPayload, CodeStateTooLarge, CodeNotJoined, CodeStaleEpoch, CodeRateLimited, CodeForbidden, CodeUnavailable)
+	m.hooks = counters(r, "webhook_events_total", "Events for the webhook, by what became of them.", "result", hookSent, hookFailed, hookDropped)
 	m.delivery = prometheus.NewHistogram(prometheus.HistogramOpts{Namespace: "presence", Name: "delivery_seconds",
 		Help: "From messages of Redis in a batch to their last write.", Buckets: prometheus.ExponentialBuckets(0.0001, 4, 9)})
 	m.calls = prometheus.NewHistogramVec(prometheus.HistogramOpts{Namespace: "presence", Name: "redis_seconds",
@@ -167,5 +176,12 @@ func (m *metrics) answered(event string, code Code) {
 		}
 	case event == eventJoin && code == "":
 		m.joins.Inc()
+	}
+}
+
+// posted counts events for the webhook.
+func (m *metrics) posted(result string, events int) {
+	if m != nil {
+		m.hooks[result].Add(float64(events))
 	}
 }

@@ -8,6 +8,9 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	dto "github.com/prometheus/client_model/go"
 )
 
 // scrape reads /metrics as text.
@@ -181,4 +184,14 @@ func TestTheVersionIsThatOfTheChangelog(t *testing.T) {
 	if newest == nil || newest[1] != version {
 		t.Errorf("the newest version in CHANGELOG.md is %q, that of the program %s", newest, version)
 	}
+}
+
+// counted is the value of a counter.
+func counted(t testing.TB, c prometheus.Counter) float64 {
+	t.Helper()
+	var m dto.Metric
+	if err := c.Write(&m); err != nil {
+		t.Fatal(err)
+	}
+	return m.GetCounter().GetValue()
 }

@@ -63,7 +63,7 @@ func (s *scripts) all() (list []*script) {
 // text; and their names by digest.
 func modelScripts(t testing.TB, change func(text string) string) (loaded scripts, names map[string]string) {
 	t.Helper()
-	loaded, names = loadScripts(), map[string]string{}
+	loaded, names = loadScripts(false), map[string]string{}
 	for _, sc := range loaded.all() {
 		for _, form := range []*scriptText{&sc.flagged, &sc.plain} {
 			flags, text, flagged := strings.Cut(form.source, "\n")

@@ -35,6 +35,10 @@ type Options struct {
 	// What the service does can be counted. These are called while it works, so they must not wait; nil = nobody counts.
 	OnCall  func(script string, took time.Duration, err error) // a script was called
 	OnLeave func(reason Reason, members int)                   // it removed so many members
+
+	// OnChange is told of joins and leaves that this service has written, and by one service each; nil = nobody is, and nothing
+	// is spent on it. It must not wait either.
+	OnChange func(room string, changes []Change)
 }
 
 // Service keeps who is in which room in Redis. It is safe for concurrent use.
@@ -57,7 +61,7 @@ type Service struct {
 
 // NewService starts a service on a client. The caller ends it with Stop and closes the client afterwards.
 func NewService(rdb redis.UniversalClient, o Options) *Service {
-	return newService(rdb, o, loadScripts())
+	return newService(rdb, o, loadScripts(o.OnChange != nil))
 }
 
 func newService(rdb redis.UniversalClient, o Options, loaded scripts) *Service {
@@ -811,6 +815,7 @@ type script struct {
 	name           string
 	index          string // the types of the outer indices that it works on; "" = it works on a room
 	holds          bool   // its KEYS are keysWithHeld
+	tells          bool   // its answer may end with what lua/tell.lua adds
 	flagged, plain scriptText
 }
 
@@ -833,19 +838,24 @@ const (
 	alwaysWorks = "#!lua flags=allow-oom"
 )
 
-func loadScripts() scripts {
+// loadScripts loads them all. With tell, those that write joins and leaves return what they have written.
+func loadScripts(tell bool) scripts {
+	loadTelling := loadScript
+	if tell {
+		loadTelling = loadTellingScript
+	}
 	return scripts{
-		join:        loadScript(writes, "", "base", "room", "held", "join"),
+		join:        loadTelling(writes, "", "base", "room", "held", "join"),
 		heartbeat:   loadScript(alwaysWorks, "", "heartbeat"),
 		patch:       loadScript(writes, "", "base", "room", "patch"),
-		restore:     loadScript(writes, "", "base", "room", "restore"),
-		remove:      loadScript(alwaysWorks, "", "base", "room", "held", "remove"),
+		restore:     loadTelling(writes, "", "base", "room", "restore"),
+		remove:      loadTelling(alwaysWorks, "", "base", "room", "held", "remove"),
 		hold:        loadScript(alwaysWorks, "", "base", "room", "held", "hold"),
 		read:        loadScript(alwaysWorks, "", "base", "room", "server", "read"),
 		places:      loadScript(alwaysWorks, "hash", "base", "server", "places"),
 		pulse:       loadScript(alwaysWorks, "", "base", "room", "server", "pulse"),
 		overdue:     loadScript(alwaysWorks, "", "base", "room", "overdue"),
-		kick:        loadScript(alwaysWorks, "", "base", "room", "kick"),
+		kick:        loadTelling(alwaysWorks, "", "base", "room", "kick"),
 		count:       loadScript(alwaysWorks, "", "base", "room", "count"),
 		find:        loadScript(alwaysWorks, "", "base", "room", "find"),
 		owned:       loadScript(alwaysWorks, "", "base", "room", "owned"),
@@ -865,6 +875,19 @@ func loadScripts() scripts {
 
 // loadScript joins files of lua/. They are part of the program, so a missing one is a mistake in this file.
 func loadScript(flags, index string, files ...string) *script {
+	return newScript(flags, index, files, luaText(files...))
+}
+
+// loadTellingScript puts lua/tell.lua around the last file.
+func loadTellingScript(flags, index string, files ...string) *script {
+	last := len(files) - 1
+	sc := newScript(flags, index, files,
+		luaText(append(slices.Clone(files[:last]), "tell")...)+"local function change()\n"+luaText(files[last])+"end\nreturn with_told(change())\n")
+	sc.tells = true
+	return sc
+}
+
+func luaText(files ...string) string {
 	var source strings.Builder
 	for _, name := range files {
 		file, err := luaFiles.ReadFile("lua/" + name + ".lua")
@@ -873,12 +896,16 @@ func loadScript(flags, index string, files ...string) *script {
 		}
 		source.Write(file)
 	}
+	return source.String()
+}
+
+func newScript(flags, index string, files []string, source string) *script {
 	return &script{
 		name:    files[len(files)-1],
 		index:   index,
 		holds:   slices.Contains(files, "held"),
-		flagged: newScriptText(flags + "\n" + source.String()),
-		plain:   newScriptText(source.String()),
+		flagged: newScriptText(flags + "\n" + source),
+		plain:   newScriptText(source),
 	}
 }
 
@@ -952,10 +979,54 @@ func (s *Service) run(ctx context.Context, sc *script, keys []string, args ...an
 	if err != nil {
 		return nil, unavailable(fmt.Errorf("%s: %w", sc.name, err))
 	}
+	if sc.tells {
+		answer = s.tell(roomOfKeys(keys), answer)
+	}
 	return answer, nil
 }
 
 func wrongType(err error) bool { return err != nil && strings.Contains(err.Error(), "WRONGTYPE") }
+
+// Change is a join or a leave of a connection.
+type Change struct {
+	Type        EventType
+	User, Conn  string
+	Rev, TS     int64 // the room's revision after it, and Redis' clock in milliseconds
+	Reason      Reason
+	UserChanged bool // the user came with it, or went
+	RoomChanged bool // the room was empty before, or is now
+}
+
+// tell passes on what lua/tell.lua has put at the end of an answer, and gives the rest of it.
+func (s *Service) tell(room string, answer reply) reply {
+	told := answer.list(max(len(answer)-1, 0))
+	if len(told) == 0 {
+		return answer
+	}
+	before, after := told.int(0), told.int(1)
+	came := after - before
+	var changes []Change
+	for i := 2; i+6 < len(told); i += 7 {
+		c := Change{Type: EventType(told.text(i)), Rev: told.int(i + 1), TS: told.int(i + 2), Conn: told.text(i + 4), User: told.text(i + 5), Reason: Reason(told.text(i + 6))}
+		if c.Type == EventLeave && told.int(i+3) == 0 {
+			c.UserChanged = true
+			came++
+		}
+		changes = append(changes, c)
+	}
+	for i := range changes {
+		c := &changes[i]
+		if c.Type == EventJoin { // of which a script writes one at most
+			c.UserChanged = came > 0
+			c.RoomChanged = c.UserChanged && before == 0
+		}
+	}
+	if last := &changes[len(changes)-1]; after == 0 {
+		last.RoomChanged = last.UserChanged
+	}
+	s.options.OnChange(room, changes)
+	return answer[:len(answer)-1]
+}
 
 func (s *Service) mend(ctx context.Context, sc *script, keys []string) (err error) {
 	if sc.index != "" {
