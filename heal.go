@@ -42,6 +42,15 @@ func (m *membership) stands() bool {
 	return m.lives()
 }
 
+// isOver tells, without waiting, whether the member is out of its room for good.
+func (m *membership) isOver() bool {
+	if !m.mu.TryLock() {
+		return false // a request of its client is at work, which finds out
+	}
+	defer m.mu.Unlock()
+	return m.over
+}
+
 // missingIn tells, without waiting, whether a room that was read after the member's last change is without that.
 func (m *membership) missingIn(s Snapshot) bool {
 	if !m.mu.TryLock() {

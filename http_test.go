@@ -492,3 +492,26 @@ func TestAFenceOfAnotherTypeIsNone(t *testing.T) {
 		assertAgree(t, s, room)
 	})
 }
+
+// TestASilentClientLearnsOfAKickWhoseMessageIsLost: nothing of the room may reach it afterwards, although it asks for nothing.
+func TestASilentClientLearnsOfAKickWhoseMessageIsLost(t *testing.T) {
+	eachBackend(t, func(t *testing.T, b backend) {
+		n, room := startNodeFor(t, b), uniqueRoom(t)
+		witness, u := n.member(t, room, "witness", "{}"), n.member(t, room, "ann", "{}")
+		s := startService(t, b.open(t), Options{})
+		answer, err := s.run(t.Context(), s.scripts.kick, fencedKeys(room, u.id), "elsewhere", "PUBLISH", literal(room), 0, u.id, 60_000)
+		if err != nil || answer.verdict() != "ok" {
+			t.Fatal(answer, err)
+		}
+		witness.ok(eventHeartbeat, "") // the node compares the revision
+		u.sees(EventLeave, u.id)
+		witness.sees(EventLeave, u.id)
+		witness.settled(witness, room)
+		before := len(u.events)
+		u.ok(eventGet, inRoom(room, ""))
+		if len(u.events) != before {
+			t.Errorf("after its leave it got %+v", u.events[before:])
+		}
+		u.refused(eventHeartbeat, "", CodeNotJoined)
+	})
+}

@@ -763,6 +763,9 @@ func (r *room) adopt(s Snapshot, known int) bool {
 		}
 		for _, c := range changes {
 			r.listeners.tell(c)
+			if m := r.owned[c.ConnID]; c.Type == EventLeave && m != nil && m.isOver() { // kicked, and the message was lost
+				r.listeners.expel(c.Event)
+			}
 		}
 	}
 	r.readAt = time.Now()
