@@ -36,6 +36,14 @@ func TestKeysAreThoseOfTheProtocol(t *testing.T) {
 	}
 }
 
+func TestRoomOfKeys(t *testing.T) {
+	for _, room := range []string{"lobby", "}:conn_meta", "{room:x}:conn_meta", "{", "a:b"} {
+		if got := roomOfKeys(scriptKeys(room, "c1")); got != room {
+			t.Errorf("%q: got %q", room, got)
+		}
+	}
+}
+
 func TestRoomOfChannel(t *testing.T) {
 	cases := []struct {
 		channel, room string

@@ -82,7 +82,7 @@ func run(environ []string, out io.Writer, signals <-chan os.Signal) (exitCode in
 		fmt.Fprintln(out, "presence:", err)
 		return exitFailure
 	}
-	log.Info("listening", "address", n.listener.Addr().String())
+	log.Info("listening", "address", n.listener.Addr().String(), "version", version)
 	log.Info("stopping", "signal", (<-signals).String())
 	stopped := make(chan struct{})
 	go func() {
