@@ -50,7 +50,7 @@ func newMetrics(g gauges) *metrics {
 		reaped:    counter(r, "reaper_rooms_total", "Rooms that this node's reaper looked at."),
 		messages:  counter(r, "pubsub_messages_total", "Messages of rooms that came from Redis."),
 		delivered: counter(r, "deliveries_total", "Events handed to a connection."),
-		failures:  counter(r, "redis_failures_total", "Calls of scripts that Redis did not answer."),
+		failures:  counter(r, "redis_failures_total", "Calls of scripts that failed."),
 		gaps:      counter(r, "pubsub_gaps_total", "Times that messages of a room were found to be missing."),
 		repairs:   counter(r, "pubsub_repairs_total", "Differences told after a room was read anew."),
 	}

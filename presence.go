@@ -968,14 +968,12 @@ func (r reply) strange() *Error {
 // run calls a script. Where a key is of another type, which stops a script before its first write, the key is mended and
 // the script called once more. Every failure is CodeUnavailable.
 func (s *Service) run(ctx context.Context, sc *script, keys []string, args ...any) (reply, error) {
-	began := time.Now()
 	answer, err := s.call(ctx, sc, keys, args)
 	if wrongType(err) {
 		if err = s.mend(ctx, sc, keys); err == nil {
 			answer, err = s.call(ctx, sc, keys, args)
 		}
 	}
-	s.options.OnCall(sc.name, time.Since(began), err)
 	if err != nil {
 		return nil, unavailable(fmt.Errorf("%s: %w", sc.name, err))
 	}
@@ -1042,9 +1040,17 @@ func (s *Service) mend(ctx context.Context, sc *script, keys []string) (err erro
 	return err
 }
 
-// call names a script by its digest and sends its text only where the server says that it does not know it: then it has not
-// run. Whatever else fails may have run, and is not sent again.
+// call calls a script, and has the call counted.
 func (s *Service) call(ctx context.Context, sc *script, keys []string, args []any) (reply, error) {
+	began := time.Now()
+	answer, err := s.send(ctx, sc, keys, args)
+	s.options.OnCall(sc.name, time.Since(began), err)
+	return answer, err
+}
+
+// send names a script by its digest and sends its text only where the server says that it does not know it: then it has not
+// run. Whatever else fails may have run, and is not sent again.
+func (s *Service) send(ctx context.Context, sc *script, keys []string, args []any) (reply, error) {
 	flagged := !s.unflags.Load()
 	text := sc.plain
 	if flagged {
@@ -1056,7 +1062,7 @@ func (s *Service) call(ctx context.Context, sc *script, keys []string, args []an
 	}
 	if flagged && err != nil && strings.Contains(err.Error(), "ompil") {
 		s.unflags.Store(true)
-		return s.call(ctx, sc, keys, args)
+		return s.send(ctx, sc, keys, args)
 	}
 	if errors.Is(err, redis.Nil) {
 		err = nil
