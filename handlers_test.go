@@ -1104,8 +1104,12 @@ func TestAPongCountsAsAHeartbeatIfTheOperatorSaysSo(t *testing.T) {
 				eventually(t, 10*time.Second, "both rooms are refreshed", refreshed)
 				mustLeave(t, n.service, "a", u.id)
 				eventually(t, 10*time.Second, "the lost one is back", refreshed)
-			} else if refreshed() || refreshed() {
-				t.Error("a pong has refreshed both rooms")
+				return
+			}
+			for range 2 {
+				if refreshed() {
+					t.Error("a pong has refreshed both rooms")
+				}
 			}
 		})
 	}
