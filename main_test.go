@@ -45,6 +45,7 @@ type program struct {
 	signal func(os.Signal)
 	exited chan struct{} // closed after code is set
 	code   int
+	pid    int // of a process of its own
 }
 
 // startProgram calls run with these variables as the environment. A test that did not stop it has it stopped.
@@ -340,6 +341,7 @@ func startProcess(t testing.TB, binary string, environ ...string) *program {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
+	p.pid = cmd.Process.Pid
 	p.signal = func(s os.Signal) { _ = cmd.Process.Signal(s) } // it may have ended
 	go func() {
 		defer close(p.exited)
