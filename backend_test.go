@@ -186,6 +186,7 @@ type redisProcess struct {
 	busPort string
 	dir     string
 	args    []string
+	environ []string // beyond that of the test
 
 	cmd    *exec.Cmd
 	exited chan struct{} // closed once cmd has been waited for
@@ -208,7 +209,7 @@ func spawnRedis(t testing.TB, args ...string) *redisProcess {
 
 // startRedis looks for free ports until a server starts on them: another process
 // may take one between the look and the start.
-func startRedis(args []string) (*redisProcess, error) {
+func startRedis(args []string, environ ...string) (*redisProcess, error) {
 	dir, err := os.MkdirTemp("", "presence-redis-")
 	if err != nil {
 		return nil, err
@@ -216,7 +217,7 @@ func startRedis(args []string) (*redisProcess, error) {
 	for range 5 {
 		port, bus := freePort(), freePort()
 		addr := "127.0.0.1:" + port
-		p := &redisProcess{url: "redis://" + addr, addr: addr, busPort: bus, dir: dir}
+		p := &redisProcess{url: "redis://" + addr, addr: addr, busPort: bus, dir: dir, environ: environ}
 		p.args = append([]string{
 			"--bind", "127.0.0.1", "--port", port, "--cluster-port", bus,
 			"--save", "", "--appendonly", "no", "--dir", dir,
@@ -237,6 +238,7 @@ func (p *redisProcess) start() error {
 	defer log.Close()
 	p.cmd = exec.Command("redis-server", p.args...)
 	p.cmd.Stdout, p.cmd.Stderr = log, log
+	p.cmd.Env = append(os.Environ(), p.environ...)
 	if err := p.cmd.Start(); err != nil {
 		return err
 	}

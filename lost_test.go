@@ -25,7 +25,12 @@ const (
 // startNodes builds the program and starts so many nodes on a Redis of their own.
 func startNodes(t *testing.T, n int, settings ...string) *theNodes {
 	t.Helper()
-	all := &theNodes{redis: spawnRedis(t)}
+	return startNodesOn(t, spawnRedis(t), n, settings...)
+}
+
+func startNodesOn(t *testing.T, server *redisProcess, n int, settings ...string) *theNodes {
+	t.Helper()
+	all := &theNodes{redis: server}
 	binary := buildBinary(t)
 	settings = append(settings, "PORT=0", "REDIS_URL="+all.redis.url, "PRESENCE_RATE_PER_SECOND=0", "PRESENCE_DRAIN_MS=0",
 		fmt.Sprint("PRESENCE_NODE_LEASE_MS=", shortLease.Milliseconds()), fmt.Sprint("PRESENCE_REAPER_INTERVAL_MS=", shortInterval.Milliseconds()))
