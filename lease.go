@@ -60,10 +60,13 @@ func (l *lease) start(lost func()) {
 	l.work.Go(l.loop)
 }
 
-// close gives the lease up, if ctx allows. The node should have no members then: nobody will call them lost.
-func (l *lease) close(ctx context.Context) {
+// close ends the renewals. A node that is in no room any more gives its lease up; else others find its members when it is over.
+func (l *lease) close(ctx context.Context, empty bool) {
 	l.stop()
 	l.work.Wait()
+	if !empty {
+		return
+	}
 	s := l.service
 	if _, err := s.run(ctx, s.scripts.forgetNode, l.keys(), l.name()); err != nil {
 		l.log.Debug("lease not given up", "error", err)

@@ -19,7 +19,7 @@ func newHeldLease(t *testing.T, s *Service) *lease {
 	if err := l.renew(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { l.close(context.Background()) })
+	t.Cleanup(func() { l.close(context.Background(), true) })
 	return l
 }
 
@@ -209,6 +209,21 @@ func TestALeaseKnowsItsRooms(t *testing.T) {
 			t.Errorf("%s lives for %v", key, life)
 		}
 	}
+}
+
+// TestANodeThatRenewsNoLongerIsLost_G5 has the parts of two nodes at work: the reaper of one, with its contact to each master,
+// and the rooms of the other. One that stops with members that Redis did not take out is found as well.
+func TestANodeThatRenewsNoLongerIsLost_G5(t *testing.T) {
+	eachBackend(t, func(t *testing.T, b backend) {
+		settings := []string{"PRESENCE_NODE_LEASE_MS=1000", "PRESENCE_REAPER_INTERVAL_MS=100"}
+		silent, other := startNodeFor(t, b, settings...), startNodeFor(t, b, settings...)
+		room := uniqueRoom(t)
+		witness, u := other.member(t, room, "witness", "{}"), silent.member(t, room, "ann", "{}")
+		silent.lease.close(t.Context(), false)
+		if e := witness.sees(EventLeave, u.id); e.Reason != string(ReasonNodeLost) {
+			t.Errorf("left with %q", e.Reason)
+		}
+	})
 }
 
 // TestALeaseCostsTheSameForAnyNumberOfConnections: one script for each renewal.

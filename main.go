@@ -293,8 +293,9 @@ func (n *node) stop() {
 	_ = n.listener.Close()
 	n.sockets.close()
 	n.workers.close()
-	if left := n.owed.close(ctx); left > 0 {
-		n.log.Warn("Redis did not confirm every leave: the reaper of another node will remove them", "connections", left)
+	left := n.owed.close(ctx)
+	if left > 0 {
+		n.log.Warn("Redis did not confirm every leave: when this node's lease is over, others will remove them", "connections", left)
 	}
 	if err := n.server.Shutdown(ctx); err != nil {
 		n.log.Warn("requests were cut off", "error", err)
@@ -307,7 +308,7 @@ func (n *node) stop() {
 	n.onlookers.close()
 	n.bridge.close()
 	n.hub.close()
-	n.lease.close(ctx)
+	n.lease.close(ctx, left == 0)
 	n.service.Stop()
 	if n.webhook != nil {
 		if lost := n.webhook.close(ctx); lost > 0 {
