@@ -161,7 +161,7 @@ func (n *modelNode) stop() {
 	n.owed.close(n.ctx)
 	n.healer.close()
 	n.hub.close()
-	n.lease.close(n.ctx)
+	n.lease.close(n.ctx, true)
 	n.service.Stop()
 }
 
