@@ -90,6 +90,11 @@ func (l *load) refuse(answer []byte) {
 
 // each calls f with every client, for some at the same time.
 func (l *load) each(ctx context.Context, f func(int, *client) error) error {
+	return each(ctx, len(l.clients), func(i int) error { return f(i, l.clients[i]) })
+}
+
+// each calls f with every number below n, for some at the same time, until the first error.
+func each(ctx context.Context, n int, f func(int) error) error {
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
 	var next atomic.Int64
@@ -98,10 +103,10 @@ func (l *load) each(ctx context.Context, f func(int, *client) error) error {
 		work.Go(func() {
 			for ctx.Err() == nil {
 				i := int(next.Add(1)) - 1
-				if i >= len(l.clients) {
+				if i >= n {
 					return
 				}
-				if err := f(i, l.clients[i]); err != nil {
+				if err := f(i); err != nil {
 					stop(err)
 				}
 			}

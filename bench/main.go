@@ -7,7 +7,11 @@
 // For each mode it starts a Redis without persistence and one server, or several with -nodes, as processes of their own on
 // the loopback; connects the clients; measures for a window of time; and stops all of it. -server names another binary, or
 // the http:// URL of a server that runs already, -redis the URL of a Redis: what bench did not start has no CPU column. A
-// mode's name stands for all modes that begin with it: fanout, idle and scale.
+// mode's name stands for all modes that begin with it: fanout, idle, scale, crowd, redis, single, cluster and sharded.
+//
+// The last four have no servers and no sockets: they make the calls that servers would make for 50,000 members, against one
+// Redis or three masters, as many in a round trip as a server sends at most, or one (single). -nodes is then how many nodes
+// are subscribed to each room. The store is their own, whatever -redis says. crowd is one large room in which few change.
 //
 // CPU is the time that the server's or Redis' process used within the window, divided by the operations of the window. The
 // load generator has a process of its own and does not count; but it shares the machine's cores, so rates and latencies
@@ -89,7 +93,7 @@ func parse(args []string) (settings, error) {
 	flags.IntVar(&s.rooms, "rooms", 0, "rooms that they share (default: as many as the mode's size of a room makes)")
 	flags.Float64Var(&s.rate, "rate", 0, "updates per `second` of all clients, where a mode has a rate (default: the mode's)")
 	flags.Float64Var(&s.seconds, "seconds", 0, "length of the measured window (default: the mode's)")
-	flags.IntVar(&s.nodes, "nodes", 1, "servers to start")
+	flags.IntVar(&s.nodes, "nodes", 1, "servers to start; without servers, nodes that hear of each room")
 	flags.StringVar(&s.server, "server", "", "`binary` to start, or http:// URL of a running server (default: built from this repository)")
 	flags.StringVar(&s.redis, "redis", "", "`URL` of a Redis (default: a private redis-server)")
 	flags.StringVar(&s.json, "json", "", "`file` for the results")

@@ -62,8 +62,21 @@ func checkSmoke(t *testing.T, results []result) {
 		t.Fatalf("%d results", len(results))
 	}
 	r := results[0]
-	if r.FloorBefore <= 0 || r.FloorAfter <= 0 || r.Nodes != 2 || r.Clients != 20 || r.Rooms != 4 {
+	crowd := strings.HasPrefix(r.Mode, "crowd")
+	if r.FloorBefore <= 0 || r.FloorAfter <= 0 || r.Nodes != 2 || r.Clients != 20 || r.Rooms != 4 && !crowd {
 		t.Errorf("got %+v", r)
+	}
+	switch {
+	case crowd:
+		if r.Operations == 0 || r.FramesPerReceiver == 0 || r.BytesPerReceiver == 0 || r.Server == nil || r.Redis == nil {
+			t.Errorf("got %+v", r)
+		}
+		return
+	case r.BytesPerMember > 0:
+		if r.Operations == 0 || r.Server != nil || r.Redis == nil || r.Redis.Micros <= 0 || len(r.MasterPercent) == 1 {
+			t.Errorf("got %+v, Redis %+v", r, r.Redis)
+		}
+		return
 	}
 	if strings.HasPrefix(r.Mode, "idle") {
 		if r.KilobytesPerConnection == 0 || r.Operations != 0 {

@@ -18,12 +18,23 @@ type mode struct {
 	rate      float64 // updates per second of all clients, 0 = closed loop: the next request follows the answer
 	seconds   float64 // of the measured window; 0 = as long as it takes
 	upgraded  bool    // clients begin with polling
+	events    string  // how the members of a crowd are told
 	outside   bool    // clients are connected and not yet in their rooms when they are driven
 	env       []string
-	request   func(*client)                              // what a client asks for again and again
-	drive     func(context.Context, *load) error         // default: closedLoop
-	count     func(l *load, done tally) (n int64)        // operations among what was done
-	target    struct{ server, redis, kilobytes float64 } // w, w, KB per connection; 0 = none
+	request   func(*client)                                // what a client asks for again and again
+	drive     func(context.Context, *load) error           // default: closedLoop
+	count     func(l *load, done tally) (n int64)          // operations among what was done
+	attempt   func(context.Context, trial) (result, error) // default: clients, as driven
+	target    struct{ server, redis, kilobytes float64 }   // w, w, KB per connection; 0 = none
+	bare
+}
+
+// Of modes without servers: whom they call, and how.
+type bare struct {
+	masters int
+	sharded bool // Pub/Sub
+	alone   bool // one call in a round trip, as when there are many servers, instead of as many as a server sends at most
+	call    func(*capacity, context.Context, []*bareMember) error
 }
 
 // aim is a mode with its targets, those of the table in the README.
@@ -60,7 +71,7 @@ func allModes() []mode {
 		modes = append(modes, mode{name: fmt.Sprintf("scale-%d", n), operation: "event delivered", clients: n, perRoom: 10,
 			rate: 0.2 * float64(n), seconds: 10, request: (*client).patch, drive: paced, count: deliveries})
 	}
-	return modes
+	return slices.Concat(modes, crowdModes(), storeModes())
 }
 
 func answers(_ *load, done tally) int64    { return done.answers }
@@ -121,6 +132,9 @@ func (m mode) with(s settings) mode {
 	if m.drive == nil {
 		m.drive = closedLoop
 	}
+	if m.attempt == nil {
+		m.attempt = attempt
+	}
 	return m
 }
 
@@ -137,7 +151,7 @@ func (m mode) about() string {
 	switch {
 	case m.rate > 0:
 		text += fmt.Sprintf(", %g updates/s", m.rate)
-	case m.request != nil:
+	case m.request != nil || m.call != nil:
 		text += ", closed loop"
 	}
 	return text

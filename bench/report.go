@@ -1,11 +1,13 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
 	"runtime"
 	"strconv"
+	"strings"
 	"text/tabwriter"
 	"time"
 )
@@ -48,6 +50,11 @@ type result struct {
 
 	KilobytesPerConnection float64 `json:"kilobytesPerConnection,omitempty"` // resident, of the servers, at the end of the window
 	TargetKilobytes        float64 `json:"targetKilobytes,omitempty"`
+
+	FramesPerReceiver float64   `json:"framesPerReceiver,omitempty"` // in a second
+	BytesPerReceiver  float64   `json:"bytesPerReceiver,omitempty"`  // in a second
+	BytesPerMember    float64   `json:"bytesPerMember,omitempty"`    // in Redis
+	MasterPercent     []float64 `json:"masterPercent,omitempty"`     // of a core, of each
 }
 
 // cost is CPU time: of one operation, where the mode has operations, and as a share of one core over the window.
@@ -73,17 +80,18 @@ func (r *result) price(before, after time.Duration) {
 // table prints the results for people.
 func (r report) table(out io.Writer) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(w, "mode\tclients\trooms\tper second\tserver %\tµs\tw\ttarget\tRedis %\tµs\tw\ttarget\tp50 ms\tp95\tp99\tmax\tlost\tdoubled\tdisordered\tKB/conn\tw µs\t")
+	fmt.Fprintln(w, "mode\tclients\trooms\tper second\tserver %\tµs\tw\ttarget\tRedis %\tµs\tw\ttarget\tp50 ms\tp95\tp99\tmax\tlost\tdoubled\tdisordered\tKB/conn\tframes/s\tbytes/s\tB/member\tmasters %\tw µs\t")
 	for _, x := range r.Results {
-		fmt.Fprintf(w, "%s\t%d\t%d\t%s\t%s%s%s%d\t%d\t%d\t%s\t%.3g–%.3g\t\n", x.Mode, x.Clients, x.Rooms, orDash(x.PerSecond),
+		fmt.Fprintf(w, "%s\t%d\t%d\t%s\t%s%s%s%d\t%d\t%d\t%s\t%s\t%s\t%s\t%s\t%.3g–%.3g\t\n", x.Mode, x.Clients, x.Rooms, orDash(x.PerSecond),
 			x.Server.cells(), x.Redis.cells(), x.latency().cells(), x.Lost, x.Doubled, x.Disordered,
-			withTarget(x.KilobytesPerConnection, x.TargetKilobytes), min(x.FloorBefore, x.FloorAfter), max(x.FloorBefore, x.FloorAfter))
+			withTarget(x.KilobytesPerConnection, x.TargetKilobytes),
+			orDash(x.FramesPerReceiver), orDash(x.BytesPerReceiver), orDash(x.BytesPerMember), orDashes(x.MasterPercent), min(x.FloorBefore, x.FloorAfter), max(x.FloorBefore, x.FloorAfter))
 	}
 	fmt.Fprintln(w)
 	if err := w.Flush(); err != nil {
 		return err
 	}
-	_, err := fmt.Fprintln(out, "%: of one core. µs, w: CPU per operation. Latency: from an update to its arrival where there are receivers, else to the answer. !: target missed.")
+	_, err := fmt.Fprintln(out, "%: of one core. µs, w: CPU per operation. frames/s, bytes/s: to each receiver. Latency: from an update to its arrival where there are receivers, else to the answer. !: target missed.")
 	return err
 }
 
@@ -131,6 +139,14 @@ func orDash(x float64) string {
 		return "–"
 	}
 	return strconv.FormatFloat(x, 'f', -1, 64)
+}
+
+func orDashes(all []float64) string {
+	texts := make([]string, 0, len(all))
+	for _, x := range all {
+		texts = append(texts, orDash(x))
+	}
+	return cmp.Or(strings.Join(texts, " "), "–")
 }
 
 // faults is an error for each mode in which a server did not do what it must.

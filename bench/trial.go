@@ -19,7 +19,7 @@ func (t trial) run(ctx context.Context) (result, error) {
 	if err != nil {
 		return result{}, err
 	}
-	r, err := t.attempt(ctx)
+	r, err := t.mode.attempt(ctx, t)
 	if err != nil {
 		return r, err
 	}
@@ -31,7 +31,7 @@ func (t trial) run(ctx context.Context) (result, error) {
 	return r, nil
 }
 
-func (t trial) attempt(ctx context.Context) (result, error) {
+func attempt(ctx context.Context, t trial) (result, error) {
 	var s site
 	defer s.close()
 	if err := s.open(ctx, t); err != nil {

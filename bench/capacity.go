@@ -1,0 +1,325 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+const (
+	storeTTL     = 600_000 // ms: members send heartbeats only where that is measured
+	storeWorkers = 8       // pipelines under way at the same time; with one call in each, several times as many
+	fullPipeline = 64      // calls that the server sends in one round trip at most
+)
+
+// capacity is a load of members that have no sockets and no servers: Redis gets the calls that servers would make for
+// them, with the same scripts, keys and arguments, while each room is subscribed to by each of the nodes.
+//
+// Left out is what comes rarely: the index of rooms after the first join, and renewed leases.
+type capacity struct {
+	mode    mode
+	store   *store
+	scripts scripts
+	members []*bareMember
+	done    atomic.Int64
+	stopped atomic.Bool
+}
+
+// bareMember is a member as its node would know it.
+type bareMember struct {
+	room, user, conn, node string
+	literal                string // of the room
+	epoch, rev             string
+	updates                int64
+}
+
+func roomKey(room, name string) string { return "prs:{room:" + room + "}:" + name }
+
+func (m *bareMember) keys() []string {
+	keys := make([]string, 0, 6)
+	for _, name := range []string{"conn_meta", "members", "last_seen", "rev", "conns"} {
+		keys = append(keys, roomKey(m.room, name))
+	}
+	return append(keys, m.hash())
+}
+
+func (m *bareMember) hash() string  { return "prs:conn:{room:" + m.room + "}:" + m.conn }
+func (m *bareMember) index() string { return "prs:user:" + m.user + ":conns" }
+
+// telling are the arguments of a script that publishes.
+func (c *capacity) telling(m *bareMember, own ...any) []any {
+	publish := "PUBLISH"
+	if c.mode.sharded {
+		publish = "SPUBLISH"
+	}
+	return append([]any{roomKey(m.room, "events"), publish, m.literal, 0}, own...)
+}
+
+// measureStore is the trial of a mode without servers.
+func measureStore(ctx context.Context, t trial) (r result, err error) {
+	c := &capacity{mode: t.mode}
+	if c.store, err = openStore(ctx, t.dir, t.mode.masters); c.store != nil {
+		defer c.store.close()
+	}
+	if err != nil {
+		return r, err
+	}
+	if c.scripts, err = loadScripts(ctx, c.store.masters); err != nil {
+		return r, err
+	}
+	rooms, err := c.layOut(ctx, t.settings.nodes)
+	if err != nil {
+		return r, err
+	}
+	if err := c.store.listen(ctx, t.settings.nodes, rooms, t.mode.sharded); err != nil {
+		return r, err
+	}
+	before, err := c.store.memory(ctx)
+	if err != nil {
+		return r, err
+	}
+	if err := c.populate(ctx, t.settings.nodes); err != nil {
+		return r, err
+	}
+	after, err := c.store.memory(ctx)
+	if err != nil {
+		return r, err
+	}
+	r = result{Mode: t.mode.name, Operation: t.mode.operation, Clients: t.mode.clients, Rooms: t.mode.rooms(), Nodes: t.settings.nodes,
+		BytesPerMember: round(float64(after-before)/float64(t.mode.clients), 3)}
+	return r, c.window(ctx, &r)
+}
+
+// layOut makes the members, and gives the channels of their rooms by master. Members of one room are on different nodes, as
+// far as there are enough.
+func (c *capacity) layOut(ctx context.Context, nodes int) (channels [][]string, err error) {
+	channels = make([][]string, len(c.store.masters))
+	rooms := c.mode.rooms()
+	for i := range rooms {
+		channel := roomKey(strconv.Itoa(i), "events")
+		at, err := c.store.masterOf(ctx, channel)
+		if err != nil {
+			return nil, err
+		}
+		channels[at] = append(channels[at], channel)
+	}
+	for i := range c.mode.clients {
+		room := strconv.Itoa(i % rooms)
+		c.members = append(c.members, &bareMember{room: room, literal: `"` + room + `"`, user: fmt.Sprintf("user-%d", i),
+			conn: fmt.Sprintf("conn-%016d", i), node: fmt.Sprintf("node-%d", i/rooms%nodes)})
+	}
+	return channels, nil
+}
+
+// populate has every member join.
+func (c *capacity) populate(ctx context.Context, nodes int) error {
+	for i := range nodes {
+		keys := []string{"prs:{nodes}:leases", fmt.Sprintf("prs:{nodes}:node-%d:rooms", i)}
+		if err := c.store.rdb.EvalSha(ctx, c.scripts.renewLease, keys, fmt.Sprintf("node-%d", i), 10*storeTTL, 1, 0, 6*storeTTL).Err(); err != nil {
+			return fmt.Errorf("a lease: %w", err)
+		}
+	}
+	return c.share(ctx, storeWorkers, func(own []*bareMember) error {
+		for some := range slices.Chunk(own, fullPipeline) {
+			if _, err := c.batch(ctx, some, c.indexRoom); err != nil {
+				return err
+			}
+			if err := c.joinAll(ctx, some); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// share has workers at work on members of their own.
+func (c *capacity) share(ctx context.Context, workers int, work func(own []*bareMember) error) error {
+	workers = min(workers, len(c.members))
+	errs := make([]error, workers)
+	var all sync.WaitGroup
+	for i := range workers {
+		own := c.members[len(c.members)*i/workers : len(c.members)*(i+1)/workers]
+		all.Go(func() { errs[i] = work(own) })
+	}
+	all.Wait()
+	return errors.Join(append(errs, ctx.Err())...)
+}
+
+// window measures the operation of the mode, again and again.
+func (c *capacity) window(ctx context.Context, r *result) error {
+	depth, workers := fullPipeline, storeWorkers
+	if c.mode.alone {
+		depth, workers = 1, 4*storeWorkers
+	}
+	finished := make(chan error, 1)
+	go func() {
+		finished <- c.share(ctx, workers, func(own []*bareMember) error {
+			for {
+				for some := range slices.Chunk(own, depth) {
+					if c.stopped.Load() || ctx.Err() != nil {
+						return ctx.Err()
+					}
+					if err := c.mode.call(c, ctx, some); err != nil {
+						c.stopped.Store(true)
+						return err
+					}
+					c.done.Add(int64(len(some)))
+				}
+			}
+		})
+	}()
+	err := c.meter(ctx, r)
+	c.stopped.Store(true)
+	return errors.Join(err, <-finished)
+}
+
+func (c *capacity) meter(ctx context.Context, r *result) error {
+	_ = poll(ctx, c.mode.warmUp(), c.stopped.Load)
+	before, err := c.store.cpu()
+	if err != nil {
+		return err
+	}
+	began, done := time.Now(), c.done.Load()
+	_ = poll(ctx, c.mode.window(), c.stopped.Load)
+	after, err := c.store.cpu()
+	if err != nil {
+		return err
+	}
+	r.Seconds = round(time.Since(began).Seconds(), 4)
+	r.Operations = c.done.Load() - done
+	r.PerSecond = round(float64(r.Operations)/r.Seconds, 3)
+	var used time.Duration
+	for i := range after {
+		used += after[i] - before[i]
+		if len(after) > 1 {
+			r.MasterPercent = append(r.MasterPercent, round(100*(after[i]-before[i]).Seconds()/r.Seconds, 3))
+		}
+	}
+	r.Redis = newCost(used, *r, 0)
+	return nil
+}
+
+// call adds the call for one member to a round trip.
+type call func(context.Context, redis.Pipeliner, *bareMember) *redis.Cmd
+
+// batch sends the calls for some members in one round trip, and checks that none failed.
+func (c *capacity) batch(ctx context.Context, some []*bareMember, add call) ([]*redis.Cmd, error) {
+	pipe := c.store.rdb.Pipeline()
+	answers := make([]*redis.Cmd, 0, len(some))
+	for _, m := range some {
+		answers = append(answers, add(ctx, pipe, m))
+	}
+	_, err := pipe.Exec(ctx)
+	if errors.Is(err, redis.Nil) { // of scripts that return nothing
+		err = nil
+	}
+	return answers, err
+}
+
+// okays is batch for scripts that say "ok", and gives the number behind it to follow.
+func (c *capacity) okays(ctx context.Context, some []*bareMember, add call, follow func(*bareMember, string)) error {
+	answers, err := c.batch(ctx, some, add)
+	if err != nil {
+		return err
+	}
+	for i, answer := range answers {
+		list, err := answer.StringSlice()
+		if err != nil || list[0] != "ok" {
+			return fmt.Errorf("a script answers %v", answer)
+		}
+		if len(list) > 1 {
+			follow(some[i], list[1])
+		}
+	}
+	return nil
+}
+
+func (c *capacity) heartbeats(ctx context.Context, some []*bareMember) error {
+	return c.okays(ctx, some, func(ctx context.Context, pipe redis.Pipeliner, m *bareMember) *redis.Cmd {
+		keys := []string{roomKey(m.room, "last_seen"), roomKey(m.room, "rev"), m.hash()}
+		return pipe.EvalSha(ctx, c.scripts.heartbeat, keys, m.conn, m.epoch, m.rev, storeTTL)
+	}, func(*bareMember, string) {})
+}
+
+func (c *capacity) patches(ctx context.Context, some []*bareMember) error {
+	return c.okays(ctx, some, func(ctx context.Context, pipe redis.Pipeliner, m *bareMember) *redis.Cmd {
+		m.updates++
+		return pipe.EvalSha(ctx, c.scripts.patch, m.keys(), c.telling(m, m.conn, m.epoch, m.rev, storeTTL, fmt.Sprintf(`{"n":%d}`, m.updates))...)
+	}, func(m *bareMember, rev string) { m.rev = rev })
+}
+
+// churns has members leave and join, with all that new connections cost.
+func (c *capacity) churns(ctx context.Context, some []*bareMember) error {
+	if _, err := c.batch(ctx, some, func(ctx context.Context, pipe redis.Pipeliner, m *bareMember) *redis.Cmd {
+		return pipe.EvalSha(ctx, c.scripts.remove, m.keys(), c.telling(m, "left", "", "", m.node, m.conn, m.epoch)...)
+	}); err != nil {
+		return err
+	}
+	if _, err := c.batch(ctx, some, func(ctx context.Context, pipe redis.Pipeliner, m *bareMember) *redis.Cmd {
+		publish := c.telling(m)[1]
+		return pipe.EvalSha(ctx, c.scripts.unindexUser, []string{m.index()}, publish, m.conn+":"+m.room, m.epoch)
+	}); err != nil {
+		return err
+	}
+	return c.joinAll(ctx, some)
+}
+
+func (c *capacity) joinAll(ctx context.Context, some []*bareMember) error {
+	none := func(*bareMember, string) {}
+	if err := c.okays(ctx, some, func(ctx context.Context, pipe redis.Pipeliner, m *bareMember) *redis.Cmd {
+		keys := []string{"prs:{nodes}:leases", "prs:{nodes}:" + m.node + ":rooms"}
+		return pipe.EvalSha(ctx, c.scripts.noteRooms, keys, m.node, 6*storeTTL, m.room, 1)
+	}, none); err != nil {
+		return err
+	}
+	if _, err := c.batch(ctx, some, func(ctx context.Context, pipe redis.Pipeliner, m *bareMember) *redis.Cmd {
+		publish := c.telling(m)[1]
+		return pipe.EvalSha(ctx, c.scripts.indexUser, []string{m.index()}, m.conn+":"+m.room, 1, 4*storeTTL, publish)
+	}); err != nil {
+		return err
+	}
+	return c.okays(ctx, some, func(ctx context.Context, pipe redis.Pipeliner, m *bareMember) *redis.Cmd {
+		return pipe.EvalSha(ctx, c.scripts.join, m.keys(),
+			c.telling(m, m.conn, m.user, `"`+m.user+`"`, `{"n":0}`, "", m.node, storeTTL, 0, m.room)...)
+	}, func(m *bareMember, epoch string) { m.epoch, m.rev = epoch, epoch })
+}
+
+func (c *capacity) indexRoom(ctx context.Context, pipe redis.Pipeliner, m *bareMember) *redis.Cmd {
+	return pipe.EvalSha(ctx, c.scripts.indexRoom, []string{"prs:active_rooms"}, m.room, 2*storeTTL)
+}
+
+// storeModes are the modes without servers: Redis alone.
+func storeModes() (modes []mode) {
+	operations := []struct {
+		name, operation string
+		call            func(*capacity, context.Context, []*bareMember) error
+	}{
+		{"heartbeat", "heartbeat", (*capacity).heartbeats},
+		{"patch", "patch", (*capacity).patches},
+		{"churn", "leave and join", (*capacity).churns},
+	}
+	for _, site := range []mode{
+		{name: "redis", bare: bare{masters: 1}},
+		{name: "single", bare: bare{masters: 1, alone: true}},
+		{name: "cluster", bare: bare{masters: 3}},
+		{name: "sharded", bare: bare{masters: 3, sharded: true}},
+	} {
+		for _, o := range operations {
+			if site.sharded && o.name != "patch" {
+				continue // the others publish as little, or as much
+			}
+			m := site
+			m.name, m.operation, m.call = site.name+"-"+o.name, o.operation, o.call
+			m.clients, m.perRoom, m.seconds, m.attempt = 50_000, 10, 5, measureStore
+			modes = append(modes, m)
+		}
+	}
+	return modes
+}
