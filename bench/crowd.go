@@ -54,6 +54,7 @@ type crowdMember struct {
 	frames  *frames
 	epoch   int64
 	updates atomic.Int64
+	cursor  string       // of the next page of the room
 	rev     atomic.Int64 // the highest that it was told of
 
 	mu   sync.Mutex // guards fold
@@ -167,7 +168,7 @@ func (c *crowd) measure(ctx context.Context, s *site) (r result, err error) {
 	defer pacer.Wait()
 	defer stop()
 	for _, m := range c.folders() {
-		if err := m.send(fmt.Sprintf(`423["presence:get",{"roomId":"%s"}]`, crowdRoom)); err != nil {
+		if err := m.get(); err != nil {
 			return r, err
 		}
 	}
@@ -434,6 +435,9 @@ func (m *crowdMember) told(b []byte) error {
 // answer counts that of a patch, and goes on to the next page of the room.
 func (m *crowdMember) answer(b []byte) error {
 	_, body, _ := strings.Cut(string(b), "[")
+	if bytes.HasPrefix(b, []byte("433[")) && strings.Contains(body, `"retryable":true`) {
+		return m.get() // a busy machine
+	}
 	if !strings.HasPrefix(body, `{"ok":true`) {
 		m.crowd.refused.Add(1)
 		return fmt.Errorf("refused: %s", body[:min(len(body), 200)])
@@ -449,8 +453,17 @@ func (m *crowdMember) answer(b []byte) error {
 	m.mu.Lock()
 	m.fold.page(page.Rev, page.Snapshot)
 	m.mu.Unlock()
-	if page.Cursor == "" {
+	if m.cursor = page.Cursor; m.cursor == "" {
 		return nil
 	}
-	return m.send(fmt.Sprintf(`423["presence:get",{"roomId":"%s","cursor":"%s"}]`, crowdRoom, page.Cursor))
+	return m.get()
+}
+
+// get asks for the next page of the room.
+func (m *crowdMember) get() error {
+	cursor := ""
+	if m.cursor != "" {
+		cursor = fmt.Sprintf(`,"cursor":"%s"`, m.cursor)
+	}
+	return m.send(fmt.Sprintf(`423["presence:get",{"roomId":"%s"%s}]`, crowdRoom, cursor))
 }

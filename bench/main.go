@@ -7,7 +7,7 @@
 // For each mode it starts a Redis without persistence and one server, or several with -nodes, as processes of their own on
 // the loopback; connects the clients; measures for a window of time; and stops all of it. -server names another binary, or
 // the http:// URL of a server that runs already, -redis the URL of a Redis: what bench did not start has no CPU column. A
-// mode's name stands for all modes that begin with it: fanout, idle, scale, crowd, redis, single, cluster and sharded.
+// word stands for all modes that begin with it: fanout, idle, scale, crowd, redis, single, cluster and sharded.
 //
 // The last four have no servers and no sockets: they make the calls that servers would make for 50,000 members, against one
 // Redis or three masters, as many in a round trip as a server sends at most, or one (single). -nodes is then how many nodes

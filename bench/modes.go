@@ -98,11 +98,11 @@ func modeNames() (names []string) {
 
 // chosenModes are the modes that the flags name, with the numbers of the flags.
 func chosenModes(s settings) (chosen []mode, err error) {
-	names := strings.Split(s.modes, ",")
+	names, exact := strings.Split(s.modes, ","), modeNames()
 	used := make([]bool, len(names))
 	for _, m := range allModes() {
 		i := slices.IndexFunc(names, func(n string) bool {
-			return n == "all" || n == m.name || strings.HasPrefix(m.name, n+"-")
+			return n == "all" || n == m.name || strings.HasPrefix(m.name, n+"-") && !slices.Contains(exact, n)
 		})
 		if i >= 0 {
 			used[i] = true

@@ -103,6 +103,9 @@ func TestFlags(t *testing.T) {
 	if err != nil || len(modes) != 4 {
 		t.Fatalf("got %d modes, %v", len(modes), err)
 	}
+	if one, err := chosenModes(settings{modes: "storm"}); err != nil || len(one) != 1 || one[0].name != "storm" {
+		t.Errorf("a whole name gives %d modes, %v", len(one), err)
+	}
 	paced := modes[1]
 	if paced.name != "fanout-paced" || paced.perRoom != 25 || paced.rate != 7 || paced.window() != 2*time.Second {
 		t.Errorf("got %+v", paced)
