@@ -47,12 +47,13 @@ type Options struct {
 // publishes the event, or does nothing. Failures are *Error. One with CodeUnavailable leaves open whether it
 // happened; repeating is safe.
 type Service struct {
-	rdb     redis.UniversalClient
-	options Options
-	scripts scripts
-	publish string // the command that publishes
-	unflags atomic.Bool
-	left    departed
+	rdb      redis.UniversalClient
+	options  Options
+	scripts  scripts
+	publish  string // the command that publishes a room's events
+	announce string // and that which tells of users
+	unflags  atomic.Bool
+	left     departed
 
 	stop context.CancelFunc
 	ctx  context.Context // ends with Stop
@@ -76,15 +77,9 @@ func newService(rdb redis.UniversalClient, o Options, loaded scripts) *Service {
 	if cluster, ok := rdb.(*redis.ClusterClient); ok {
 		rdb = onceCluster{cluster}
 	}
-	if o.OnCall == nil {
-		o.OnCall = func(string, time.Duration, error) {}
-	}
-	if o.OnLeave == nil {
-		o.OnLeave = func(Reason, int) {}
-	}
-	s := &Service{rdb: rdb, options: o, scripts: loaded, publish: "PUBLISH"}
+	s := &Service{rdb: rdb, options: o, scripts: loaded, publish: "PUBLISH", announce: "PUBLISH"}
 	if o.Sharded {
-		s.publish = "SPUBLISH"
+		s.publish, s.announce = "SPUBLISH", "SPUBLISH"
 	}
 	s.ctx, s.stop = context.WithCancel(context.Background())
 	if o.ReaperInterval > 0 {
@@ -598,7 +593,7 @@ func (s *Service) note(ctx context.Context, m *Member, epoch int64) error {
 // indexUser notes where the user is going to be, with an epoch that is not above that of the connection there.
 func (s *Service) indexUser(ctx context.Context, m Member, epoch int64) error {
 	_, err := s.run(ctx, s.scripts.indexUser, []string{userKey(m.User)},
-		userField(m.Room, m.Conn), epoch, 2*s.options.Lookback.Milliseconds(), s.publish)
+		userField(m.Room, m.Conn), epoch, 2*s.options.Lookback.Milliseconds(), s.announce)
 	return err
 }
 
@@ -610,7 +605,7 @@ func (s *Service) unindexUser(ctx context.Context, gone Member) {
 // unindexPlaces forgets many at once. The index may hold too much, so a failure is only told to the log.
 func (s *Service) unindexPlaces(ctx context.Context, user string, places map[string]departure) {
 	args := make([]any, 0, 1+2*len(places))
-	args = append(args, s.publish)
+	args = append(args, s.announce)
 	for field, d := range places {
 		args = append(args, field, d.epoch)
 	}
