@@ -328,11 +328,13 @@ func (c *connection) enter(ctx context.Context, r *room, wish Member, how tellin
 		joined.Epoch = 0
 		return joined, err
 	}
-	return joined, r.admit(ctx, newWaiter(joined.Epoch, c.client, asMember, how.Mode, func(v view) {
+	w := newWaiter(joined.Epoch, c.client, asMember, how.Mode, func(v view) {
 		if id != nil {
 			c.client.ack(id, c.joinAck(joined, v, how.Limit))
 		}
-	}))
+	})
+	w.limit = how.Limit
+	return joined, r.admit(ctx, w)
 }
 
 // keep writes a new member once more if the node has lost its lease meanwhile: nobody puts back what was not there yet.

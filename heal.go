@@ -278,8 +278,3 @@ func (h *healer) pulse() {
 	}
 	asked.Wait()
 }
-
-// isAnother tells whether a name is not that of the process of Redis known before. Unknown ones tell nothing.
-func isAnother(server, before string) bool {
-	return server != "" && before != "" && server != before
-}

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -188,7 +189,8 @@ func (s *Service) Leave(ctx context.Context, room, conn string) error {
 	return err
 }
 
-// Snapshot is a room at one moment.
+// Snapshot is a room at one moment. Of a room with more than 500 members it may hold later changes than Rev: an event
+// counts only where its revision is above that of the entry.
 type Snapshot struct {
 	Rev     int64   // the room's revision
 	TS      int64   // Redis' clock in milliseconds
@@ -196,6 +198,7 @@ type Snapshot struct {
 	Users   int     // different users among them
 
 	server string // names the process of Redis that answered; "" if it does not tell
+	until  int64  // revision at the end, above Rev if a large room changed while it was read
 }
 
 // Snapshot reads a room. An empty one has no entries.
@@ -524,37 +527,85 @@ func (s *Service) find(ctx context.Context, room, conn string) (Member, error) {
 
 // size is the revision of a room's latest change, and how many connections are in it.
 func (s *Service) size(ctx context.Context, room string) (rev int64, count int, err error) {
-	k := keysOf(room)
-	var stored *redis.StringCmd
-	var conns *redis.IntCmd
-	_, err = s.rdb.Pipelined(ctx, func(pipe redis.Pipeliner) error {
-		stored, conns = pipe.Get(ctx, k.revision()), pipe.HLen(ctx, k.meta())
-		return nil
-	})
-	if err != nil && !errors.Is(err, redis.Nil) && !redis.HasErrorPrefix(err, "WRONGTYPE") {
-		return 0, 0, unavailable(err)
-	}
-	rev, _ = strconv.ParseInt(stored.Val(), 10, 64)
-	return rev, int(conns.Val()), nil
+	answer, err := s.run(ctx, s.scripts.count, scriptKeys(room))
+	return answer.int(2), int(answer.int(0)), err
 }
 
+const (
+	// Members that are read in one step, so that Redis is never busy with one room for long.
+	readBatch = 500
+
+	// Bound for the answer to one such step.
+	readPartWithin = 2 * time.Second
+)
+
+// read reads a room. What changes while it is read in parts may be in the result or not: its Rev is that of the beginning,
+// its until that of the end.
 func (s *Service) read(ctx context.Context, room string) (Snapshot, error) {
-	answer, err := s.run(ctx, s.scripts.read, scriptKeys(room))
-	if err != nil {
-		return Snapshot{}, err
+	var v Snapshot
+	members := map[string]Entry{}
+	for cursor := "0"; ; {
+		answer, err := s.readPart(ctx, room, cursor)
+		if err != nil {
+			return Snapshot{}, err
+		}
+		if cursor == "0" {
+			v = Snapshot{Rev: answer.int(0), TS: answer.int(1), server: answer.text(5)}
+		}
+		v.until, v.Users = answer.int(0), int(answer.int(2))
+		if v.until < v.Rev || isAnother(answer.text(5), v.server) {
+			return Snapshot{}, unavailable(errors.New("Redis lost data of a room while it was read"))
+		}
+		s.takeOver(members, answer.pairs(3), answer.pairs(4))
+		if cursor = answer.text(6); cursor == "0" {
+			break
+		}
 	}
-	metas, seen := answer.pairs(3), answer.pairs(4)
-	v := Snapshot{Rev: answer.int(0), TS: answer.int(1), Users: int(answer.int(2)), Entries: make([]Entry, 0, len(metas)), server: answer.text(5)}
+	v.Entries = slices.SortedFunc(maps.Values(members), func(a, b Entry) int { return strings.Compare(a.ConnID, b.ConnID) })
+	return v, nil
+}
+
+func (s *Service) readPart(ctx context.Context, room, cursor string) (reply, error) {
+	ctx, cancel := context.WithTimeout(ctx, readPartWithin)
+	defer cancel()
+	return s.run(ctx, s.scripts.read, scriptKeys(room), cursor, readBatch)
+}
+
+// isAnother tells whether a name is not that of the process of Redis known before. Unknown ones tell nothing.
+func isAnother(server, before string) bool {
+	return server != "" && before != "" && server != before
+}
+
+// takeOver adds a part of a room to what was read before. A connection may come twice.
+func (s *Service) takeOver(members map[string]Entry, metas, seen map[string]string) {
 	for conn, value := range metas {
 		m, ok := parseMeta(value)
-		if !ok {
+		if old, twice := members[conn]; !ok || twice && old.Rev > m.Rev {
 			continue
 		}
 		score, _ := strconv.ParseFloat(seen[conn], 64)
-		v.Entries = append(v.Entries, s.entry(conn, m, int64(score)))
+		m.User = strings.Clone(m.User) // else it keeps the whole value in memory
+		members[conn] = s.entry(conn, m, int64(score))
 	}
-	slices.SortFunc(v.Entries, func(a, b Entry) int { return strings.Compare(a.ConnID, b.ConnID) })
-	return v, nil
+}
+
+// lastSeen are the times at which connections of a room were last heard of, milliseconds by Redis' clock; 0 = not there.
+func (s *Service) lastSeen(ctx context.Context, room string, conns []string) ([]int64, error) {
+	args := make([]any, len(conns))
+	for i, conn := range conns {
+		args[i] = conn
+	}
+	answer, err := s.run(ctx, s.scripts.find, scriptKeys(room), args...)
+	if err != nil {
+		return nil, err
+	}
+	times := make([]int64, len(conns))
+	for i, conn := range conns {
+		if m, ok := parseMeta(answer.text(2 * i)); ok {
+			times[i] = s.entry(conn, m, int64(answer.float(2*i+1))).LastSeenMs
+		}
+	}
+	return times, nil
 }
 
 // entry is a member in a snapshot. lastSeen is that in Redis: of a connection that is held back it says when that ends.

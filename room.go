@@ -4,10 +4,12 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"errors"
 	"iter"
 	"log/slog"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -22,8 +24,11 @@ const (
 	// A replica that differs for so long from a revision that Redis returned is read anew.
 	replicaPatience = time.Second
 
-	// A read of a room that takes so long is given up and repeated.
-	readPatience = 2 * time.Second
+	// A read of a room that takes so long is given up and repeated. A room of 100,000 takes half a second.
+	readPatience = 10 * time.Second
+
+	// Pause while a read waits for the messages of what changed meanwhile.
+	followPause = 5 * time.Millisecond
 
 	// Rooms that are read at the same time: after an outage all of them want to be.
 	roomReaders = 64
@@ -50,6 +55,7 @@ type receiver interface {
 type roomSource interface {
 	read(ctx context.Context, room string) (Snapshot, error)
 	size(ctx context.Context, room string) (rev int64, count int, err error)
+	lastSeen(ctx context.Context, room string, conns []string) ([]int64, error)
 }
 
 // subscriptions are asked for the messages of rooms; a hub is told of them as a bridgeSink.
@@ -356,6 +362,9 @@ type room struct {
 	owned     map[string]*membership // the members that this node put in, by connection
 	server    string                 // the process of Redis that the room was last read from
 	missedAt  time.Time              // when a loss of data was noticed
+
+	freshFirst int       // members on the first page of a large room that freshen asked for last
+	freshAt    time.Time // and when
 }
 
 func newRoom(h *hub, id string) *room {
@@ -416,6 +425,8 @@ type waiter struct {
 	to       receiver // nil = nobody, who waits has what it wants with the answer
 	as       role
 	mode     eventMode
+	after    string // the page that it wants begins behind this connection
+	limit    int    // and has so many members; 0 = all
 	answer   func(view)
 	answered chan struct{}
 }
@@ -427,10 +438,12 @@ func newWaiter(rev int64, to receiver, as role, mode eventMode, answer func(view
 
 // newGlance is for who is given a page, and hears nothing more.
 func newGlance(rev int64, after string, limit int, given *page) *waiter {
-	return newWaiter(rev, nil, asMember, modeNone, func(v view) {
+	w := newWaiter(rev, nil, asMember, modeNone, func(v view) {
 		v.r.listeners.paged = max(v.r.listeners.paged, v.r.replica.rev)
 		*given = v.r.replica.page(after, limit)
 	})
+	w.after, w.limit = after, limit
+	return w
 }
 
 // admit waits until the replica has reached the waiter's revision. Then, in one step, it calls answer with the room and
@@ -439,9 +452,12 @@ func (r *room) admit(ctx context.Context, w *waiter) error {
 	if _, err := r.ready(ctx); err != nil {
 		return err
 	}
+	if err := r.freshen(ctx, w); err != nil {
+		return err
+	}
 	r.mu.Lock()
 	r.waiters = append(r.waiters, w)
-	if time.Since(r.readAt) > r.hub.freshFor {
+	if time.Since(r.readAt) > r.hub.freshFor && !r.inPages(w) {
 		r.look()
 	}
 	if !r.touched {
@@ -456,6 +472,38 @@ func (r *room) admit(ctx context.Context, w *waiter) error {
 	case <-ctx.Done():
 		return r.giveUp(w, ctx.Err())
 	}
+}
+
+// inPages tells whether the waiter wants a part of a room that is too large to be read for it. r.mu is held.
+func (r *room) inPages(w *waiter) bool { return w.limit > 0 && len(r.replica.entries) > readBatch }
+
+// freshen asks when the members on the page that the waiter wants were last heard of, if the room is not read for that.
+func (r *room) freshen(ctx context.Context, w *waiter) error {
+	r.mu.Lock()
+	now := time.Now()
+	first := w.after == ""
+	stale := r.inPages(w) && now.Sub(r.readAt) > r.hub.freshFor && !(first && w.limit <= r.freshFirst && now.Sub(r.freshAt) <= r.hub.freshFor)
+	var conns []string
+	if stale {
+		conns, _ = r.replica.ids(w.after, w.limit)
+	}
+	r.mu.Unlock()
+	if !stale {
+		return nil
+	}
+	times, err := r.hub.source.lastSeen(ctx, r.id, conns)
+	if err != nil {
+		return err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for i, conn := range conns {
+		r.replica.heard(conn, times[i])
+	}
+	if first {
+		r.freshFirst, r.freshAt = w.limit, now
+	}
+	return nil
 }
 
 // hurry reads the room if somebody still waits for it. A read that is under way may have looked before the join.
@@ -709,8 +757,8 @@ func (r *room) readLoop() {
 			wait = min(2*wait, 500*time.Millisecond)
 			continue
 		}
-		done := r.adopt(s, known)
-		r.hub.settle()
+		done := r.adopt(s, known, r.firstOf(s))
+		r.hub.settled()
 		if done {
 			return
 		}
@@ -728,8 +776,76 @@ func (r *room) read() (s Snapshot, known int, err error) {
 	ctx, cancel := context.WithTimeout(r.ctx, readPatience)
 	defer cancel()
 	known = r.beginRead()
-	s, err = r.hub.source.read(ctx, r.id)
+	if s, err = r.hub.source.read(ctx, r.id); err == nil && s.until > s.Rev {
+		s, err = r.complete(ctx, s)
+	}
 	return s, known, err
+}
+
+// complete makes what was read in parts the room at one moment, by the messages of what changed meanwhile.
+func (r *room) complete(ctx context.Context, s Snapshot) (Snapshot, error) {
+	for ctx.Err() == nil {
+		changes, whole, err := r.since(s)
+		if err != nil {
+			return s, err
+		}
+		if whole {
+			return s.after(changes), nil
+		}
+		pause(ctx, followPause)
+	}
+	return s, ctx.Err()
+}
+
+// since gives the messages that follow the beginning of a read, and whether they reach its end.
+func (r *room) since(s Snapshot) (changes []Event, whole bool, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	rev := s.Rev
+	for _, m := range r.pending {
+		switch {
+		case m.Rev <= rev:
+		case m.prev != rev:
+			return nil, false, errors.New("messages were lost while a large room was read")
+		default:
+			rev = m.Rev
+			changes = append(changes, m.Event)
+		}
+	}
+	return changes, rev >= s.until, nil
+}
+
+// after is the room after these events. What was read of a connection may be newer than an event.
+func (s Snapshot) after(changes []Event) Snapshot {
+	members := make(map[string]Entry, len(s.Entries))
+	for _, e := range s.Entries {
+		members[e.ConnID] = e
+	}
+	for _, e := range changes {
+		s.Rev, s.until = e.Rev, e.Rev
+		switch old, there := members[e.ConnID]; {
+		case there && old.Rev >= e.Rev:
+		case e.Type == EventLeave:
+			delete(members, e.ConnID)
+		default:
+			members[e.ConnID] = entryOfEvent(e)
+		}
+	}
+	s.Entries = slices.SortedFunc(maps.Values(members), func(a, b Entry) int { return cmp.Compare(a.ConnID, b.ConnID) })
+	return s
+}
+
+// firstOf is the replica for a room that had none, nil if it has one. It takes a while to build for a large room, and nobody
+// must wait for that.
+func (r *room) firstOf(s Snapshot) *replica {
+	select {
+	case <-r.loaded:
+		return nil
+	default:
+		p := newReplica(r.id)
+		p.adopt(s, nobody)
+		return &p
+	}
 }
 
 // beginRead gives the number of messages that came before the read.
@@ -745,7 +861,7 @@ func (r *room) beginRead() (known int) {
 //
 // Messages that follow the replica come first: a read must not take the place of events that are there, or that are on
 // their way (G1). What it has beyond them is told as the difference, if messages may be lost.
-func (r *room) adopt(s Snapshot, known int) bool {
+func (r *room) adopt(s Snapshot, known int, first *replica) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.examine(s)
@@ -754,14 +870,13 @@ func (r *room) adopt(s Snapshot, known int) bool {
 	known -= kept - len(r.pending)
 	overtaken := had <= s.Rev && s.Rev < r.replica.stored
 	onTheirWay := r.replica.stored < s.Rev && !r.doubt
-	if overtaken || onTheirWay {
+	switch {
+	case overtaken || onTheirWay && first == nil:
 		r.replica.refresh(s)
-	} else {
-		changes := r.replica.adopt(s, r.spared)
-		if !r.readAt.IsZero() {
-			r.hub.metrics.repaired(len(changes))
-		}
-		for _, c := range changes {
+	case first != nil && r.replica.stored == 0 && len(r.replica.entries) == 0:
+		r.replica = *first
+	default:
+		for _, c := range r.replica.adopt(s, r.spared) {
 			r.listeners.tell(c)
 			if m := r.owned[c.ConnID]; c.Type == EventLeave && m != nil && m.isOver() { // kicked, and the message was lost
 				r.listeners.expel(c.Event)
@@ -915,12 +1030,22 @@ func (p *replica) apply(e Event) change {
 		c.before, c.had = p.drop(e.ConnID)
 		return c
 	}
-	c.before, c.had = p.put(Entry{ConnID: e.ConnID, UserID: e.UserID, State: e.State, LastSeenMs: e.TS, Epoch: e.Epoch, Rev: e.Rev})
+	c.before, c.had = p.put(entryOfEvent(e))
 	return c
+}
+
+// entryOfEvent is the member after a join or an update.
+func entryOfEvent(e Event) Entry {
+	return Entry{ConnID: e.ConnID, UserID: e.UserID, State: e.State, LastSeenMs: e.TS, Epoch: e.Epoch, Rev: e.Rev}
 }
 
 func (p *replica) put(e Entry) (before Entry, had bool) {
 	before, had = p.drop(e.ConnID)
+	if had && before.UserID == e.UserID {
+		e.ConnID, e.UserID = before.ConnID, before.UserID
+	} else { // parts of a message, which they would keep in memory
+		e.ConnID, e.UserID = strings.Clone(e.ConnID), strings.Clone(e.UserID)
+	}
 	p.entries[e.ConnID] = e
 	p.users[e.UserID]++
 	if p.order != nil {
@@ -951,29 +1076,51 @@ func (p *replica) page(after string, limit int) page {
 	if after == "" && (limit == 0 || limit >= len(p.entries)) {
 		return page{rev: p.rev, all: p.tally(), entries: appendEntries(nil, maps.Values(p.entries))}
 	}
+	ids, more := p.ids(after, limit)
+	given := page{rev: p.rev, all: p.tally(), entries: appendEntries(nil, p.list(ids))}
+	if more {
+		given.last = ids[limit-1]
+	}
+	return given
+}
+
+// ids are the connections after one, in order, at most limit, and whether there are more.
+func (p *replica) ids(after string, limit int) (ids []string, more bool) {
 	if p.order == nil { // only rooms that are read in pages need one
 		p.order = &btree.Set[string]{}
 		for conn := range p.entries {
 			p.order.Insert(conn)
 		}
 	}
-	var list []Entry
-	more := false
 	p.order.Ascend(after, func(conn string) bool {
 		if conn == after {
 			return true
 		}
-		if more = len(list) == limit; more {
+		if more = len(ids) == limit; more {
 			return false
 		}
-		list = append(list, p.entries[conn])
+		ids = append(ids, conn)
 		return true
 	})
-	given := page{rev: p.rev, all: p.tally(), entries: appendEntries(nil, slices.Values(list))}
-	if more {
-		given.last = list[limit-1].ConnID
+	return ids, more
+}
+
+func (p *replica) list(conns []string) iter.Seq[Entry] {
+	return func(yield func(Entry) bool) {
+		for _, conn := range conns {
+			if !yield(p.entries[conn]) {
+				return
+			}
+		}
 	}
-	return given
+}
+
+// heard notes when a member was last heard of.
+func (p *replica) heard(conn string, ms int64) {
+	if e, there := p.entries[conn]; there && e.LastSeenMs < ms {
+		e.LastSeenMs = ms
+		p.entries[conn] = e
+	}
 }
 
 // refresh takes over when the members were last heard of.

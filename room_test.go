@@ -50,6 +50,10 @@ func (f *fakeSource) size(context.Context, string) (rev int64, count int, err er
 	return f.stored.Rev, len(f.stored.Entries), f.err
 }
 
+func (f *fakeSource) lastSeen(_ context.Context, _ string, conns []string) ([]int64, error) {
+	return make([]int64, len(conns)), f.err
+}
+
 // store sets what the reads from now on find.
 func (f *fakeSource) store(rev int64, entries ...Entry) {
 	f.mu.Lock()

@@ -33,11 +33,13 @@ func (c *connection) watchRoom(ctx context.Context, p watchPayload, id ackID) er
 	}
 	rev, _, err := c.hub.source.size(ctx, r.id)
 	if err == nil {
-		err = r.admit(ctx, newWaiter(rev, c.client, asWatcher, p.Mode, func(v view) {
+		w := newWaiter(rev, c.client, asWatcher, p.Mode, func(v view) {
 			if id != nil {
 				c.client.ack(id, append(v.first(p.Limit).appendTo([]byte(`{"ok":true`), "snapshot"), '}'))
 			}
-		}))
+		})
+		w.limit = p.Limit
+		err = r.admit(ctx, w)
 	}
 	switch {
 	case again:

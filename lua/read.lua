@@ -1,10 +1,21 @@
--- Reads a room in one step.
+-- Reads a room: a small one in one step, a large one part by part.
 --
 -- KEYS    as in room.lua
--- RETURNS {revision, TIME in ms, number of users, conn_meta as pairs, last_seen as pairs, id of the server process}
+-- ARGV    1 where to go on, '0' = at the beginning, 2 members that are read in one step
+-- RETURNS {revision, TIME in ms, number of users, conn_meta as pairs, last_seen as pairs, id of the server process,
+--         where to go on, '0' = nowhere}
+
+local cursor, limit = ARGV[1], tonumber(ARGV[2])
 
 redis.call('SCARD', CONNS)
-return {
-  stored_revision(), now_text(), redis.call('HLEN', MEMBERS), redis.call('HGETALL', META),
-  redis.call('ZRANGE', LAST_SEEN, 0, -1, 'WITHSCORES'), server_id(),
-}
+local metas, seen
+if cursor == '0' and redis.call('HLEN', META) <= limit then
+  metas, seen = redis.call('HGETALL', META), redis.call('ZRANGE', LAST_SEEN, 0, -1, 'WITHSCORES')
+else
+  local part = redis.call('HSCAN', META, cursor, 'COUNT', limit)
+  cursor, metas, seen = part[1], part[2], {}
+  for i = 1, #metas, 2 do
+    seen[i], seen[i + 1] = metas[i], redis.call('ZSCORE', LAST_SEEN, metas[i]) or ''
+  end
+end
+return { stored_revision(), now_text(), redis.call('HLEN', MEMBERS), metas, seen, server_id(), cursor }
