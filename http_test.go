@@ -367,7 +367,7 @@ func TestHealth(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, 5*time.Second, "ready again", func() bool { return n.http(t, http.MethodGet, "/readyz").status == http.StatusOK })
-	n.handlers.draining.Store(true)
+	n.retiring.Store(true)
 	ready(http.StatusServiceUnavailable, CodeShuttingDown)
 }
 

@@ -15,6 +15,8 @@ import (
 	"os/signal"
 	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -29,8 +31,9 @@ const (
 )
 
 const (
-	// Everything must be over so long after the first signal.
-	stopWithin = 9 * time.Second
+	// Redis has so long to confirm what is left when the connections are closed. Where it hangs, each part that ends then may
+	// take as long as a read from it, and all of it together has to end within 10 s.
+	stopWithin = 4 * time.Second
 
 	startWithin = 5 * time.Second
 
@@ -128,6 +131,9 @@ type node struct {
 	server    *http.Server
 	listener  net.Listener
 	serving   chan struct{} // closed when the server has ended
+
+	drainWait, drainOver time.Duration
+	retiring             atomic.Bool // drain has begun
 }
 
 // startNode connects to Redis and listens. The error is one line for the operator.
@@ -185,16 +191,7 @@ func (n *node) openRedis(ctx context.Context, config Config) (err error) {
 
 // wire makes the parts know each other, from Redis to the sockets.
 func (n *node) wire(config Config) {
-	n.metrics = newMetrics(gauges{
-		connections: func() int { return len(n.sockets.all()) },
-		hosted:      func() (rooms, members int) { return n.hub.size() },
-		refusals:    func() map[string]int64 { return n.handlers.refusals.all() },
-	})
-	var onChange func(string, []Change)
-	if config.WebhookURL != "" {
-		n.webhook = newWebhook(config.WebhookURL, config.WebhookSecret, usualHookTimes(), n.metrics, n.log)
-		onChange = n.webhook.changed
-	}
+	n.drainWait, n.drainOver = config.DrainWait, config.Drain
 	n.service = NewService(n.scripts, Options{
 		TTL:            config.TTL,
 		Lookback:       config.ReaperLookback,
@@ -272,7 +269,7 @@ func (n *node) wireRooms(config Config) {
 
 // unready is why no client should be sent here, nil if there is no reason.
 func (n *node) unready(ctx context.Context) *Error {
-	if n.handlers.draining.Load() {
+	if n.retiring.Load() {
 		return shuttingDown()
 	}
 	if err := n.redis.Exists(ctx, activeRoomsKey).Err(); err != nil {
@@ -284,14 +281,16 @@ func (n *node) unready(ctx context.Context) *Error {
 	return nil
 }
 
-// stop takes no more connections, has its own members leave, closes the sockets, and Redis last.
+// stop drains the node, waits until its members have left or are held back, and closes Redis last.
 func (n *node) stop() {
+	n.drain()
 	ctx, cancel := context.WithTimeout(context.Background(), stopWithin)
 	defer cancel()
-	n.handlers.draining.Store(true)
-	n.sockets.refuse()
-	_ = n.listener.Close()
 	n.sockets.close()
+	_ = n.listener.Close()
+	<-n.serving // else Shutdown may complain that the listener is closed
+	var subscriptions sync.WaitGroup
+	subscriptions.Go(n.closeSubscriptions)
 	n.workers.close()
 	left := n.owed.close(ctx)
 	if left > 0 {
@@ -300,15 +299,8 @@ func (n *node) stop() {
 	if err := n.server.Shutdown(ctx); err != nil {
 		n.log.Warn("requests were cut off", "error", err)
 	}
-	<-n.serving
-	if n.casts != nil {
-		n.casts.close()
-	}
-	n.healer.close()
-	n.onlookers.close()
-	n.bridge.close()
-	n.hub.close()
-	n.lease.close(ctx, left == 0)
+	subscriptions.Wait()
+	n.lease.close(ctx)
 	n.service.Stop()
 	if n.webhook != nil {
 		if lost := n.webhook.close(ctx); lost > 0 {
@@ -321,4 +313,17 @@ func (n *node) stop() {
 	if n.embedded != nil {
 		n.embedded.close()
 	}
+}
+
+// closeSubscriptions ends what only the clients of this node were for.
+func (n *node) closeSubscriptions() {
+	var ends sync.WaitGroup
+	if n.casts != nil {
+		ends.Go(n.casts.close)
+	}
+	ends.Go(n.onlookers.close)
+	n.healer.close()
+	n.bridge.close()
+	ends.Wait()
+	n.hub.close()
 }

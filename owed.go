@@ -5,6 +5,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -48,12 +49,18 @@ func newOwed(s *Service) *owed {
 	return o
 }
 
-// close tries once more what is left, as long as ctx allows, and stops. It returns how many leaves stay unconfirmed. Who is
+// close tries what is left, as long as ctx allows, and stops. It returns how many leaves stay unconfirmed. Who is
 // held back stays so, for a reaper.
 func (o *owed) close(ctx context.Context) (unconfirmed int) {
 	o.stop()
 	o.work.Wait()
-	return o.try(ctx)
+	for {
+		unconfirmed = o.try(ctx)
+		if unconfirmed == 0 || ctx.Err() != nil {
+			return unconfirmed
+		}
+		pause(ctx, owedPause)
+	}
 }
 
 func (o *owed) add(m Member, reason Reason) { o.put(&owedLeave{member: m, reason: reason}) }
@@ -130,7 +137,7 @@ func (o *owed) loop() {
 }
 
 // try repeats every leave once. Those that fail stay; it returns how many.
-func (o *owed) try(ctx context.Context) (left int) {
+func (o *owed) try(ctx context.Context) (failed int) {
 	o.mu.Lock()
 	list := make([]*owedLeave, 0, len(o.list))
 	for _, rooms := range o.list {
@@ -139,10 +146,12 @@ func (o *owed) try(ctx context.Context) (left int) {
 	o.mu.Unlock()
 	work := make(chan *owedLeave)
 	var workers sync.WaitGroup
+	var settled atomic.Int64
 	for range min(owedWorkers, len(list)) {
 		workers.Go(func() {
 			for leave := range work {
 				if o.settle(ctx, leave) {
+					settled.Add(1)
 					o.done(leave)
 				}
 			}
@@ -153,12 +162,7 @@ func (o *owed) try(ctx context.Context) (left int) {
 	}
 	close(work)
 	workers.Wait()
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	for _, rooms := range o.list {
-		left += len(rooms)
-	}
-	return left
+	return len(list) - int(settled.Load())
 }
 
 func (o *owed) done(leave *owedLeave) {

@@ -129,6 +129,14 @@ func (j *judge) heard(master string, began time.Time, clock int64) (trusted bool
 	return now.Sub(c.since) >= j.need, step
 }
 
+// lasted is for how long there has been contact with a master.
+func (j *judge) lasted(master string) time.Duration {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	c := j.contacts[master]
+	return c.at.Sub(c.since)
+}
+
 // lost ends the contact with a master.
 func (j *judge) lost(master string) {
 	j.mu.Lock()
@@ -339,6 +347,7 @@ type silence struct {
 	oldest  int64 // heartbeat of the most silent connection, 0 = the room is empty
 	list    []incarnation
 	trusted bool // contact was long enough to judge by this
+	holds   bool // it was for those that are held back: nothing can be heard of them, but the clock may have been set
 }
 
 // look runs a script that finds something in a room, with its TIME first. It tells whether one may judge by the answer.
@@ -361,7 +370,12 @@ func (r *reaper) overdue(ctx context.Context, room string) (silence, error) {
 	if err != nil {
 		return silence{}, err
 	}
+	address, _, err := r.masterOf(ctx, keysOf(room).meta())
+	if err != nil {
+		return silence{}, err
+	}
 	found := silence{now: answer.int(0), oldest: int64(answer.float(1)), trusted: trusted}
+	found.holds = s.options.Grace > 0 && r.silence.lasted(address) >= s.options.Grace
 	for i := 2; i < len(answer); i++ {
 		found.list = append(found.list, incarnation{conn: answer.text(i)})
 	}
@@ -371,15 +385,15 @@ func (r *reaper) overdue(ctx context.Context, room string) (silence, error) {
 // cull removes who is still overdue when the script runs. One that waited in a stopped Redis does nothing: its clients'
 // heartbeats wait there as well.
 func (r *reaper) cull(ctx context.Context, room string, found silence) (gone int, err error) {
-	if len(found.list) == 0 || !found.trusted {
+	if len(found.list) == 0 || !found.trusted && !found.holds {
 		return 0, nil
 	}
 	o := r.service.options
-	_, removed, err := r.service.remove(ctx, room, removal{
-		reason:   ReasonTimeout,
-		silent:   o.Lookback,
-		notAfter: found.now + r.patience(),
-	}, found.list)
+	how := removal{reason: ReasonTimeout, silent: o.Lookback, notAfter: found.now + r.patience()}
+	if !found.trusted {
+		how.node = heldNode
+	}
+	_, removed, err := r.service.remove(ctx, room, how, found.list)
 	if len(removed) > 0 {
 		o.Logger.Info("silent connections removed", "room", room, "connections", len(removed))
 	}
