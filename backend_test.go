@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -16,6 +17,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -96,7 +98,8 @@ func leakedGoroutines(before map[string]string, within time.Duration) string {
 // backend is one kind of Redis that the tests run against.
 type backend struct {
 	name    string
-	url     string
+	url     string // on a shared server for the user that the README publishes
+	tester  string // for one who may look and spoil as well, as which what shares a client with a test runs; "" = url
 	cluster bool
 	real    bool
 	// mini is nil for a real server. It belongs to the test alone: SetTime moves
@@ -137,7 +140,7 @@ func realRedis(t testing.TB) backend {
 		}
 		sharedRedis.single = p
 	}
-	return backend{name: "redis", url: sharedRedis.single.url, real: true}
+	return backend{name: "redis", url: asUser("presence", sharedRedis.single.url), tester: asUser("tester", sharedRedis.single.url), real: true}
 }
 
 // redisCluster gives the cluster of three masters that all tests share.
@@ -153,7 +156,7 @@ func redisCluster(t testing.TB) backend {
 		}
 		sharedRedis.cluster = c
 	}
-	return backend{name: "cluster", url: sharedRedis.cluster.url, real: true, cluster: true}
+	return backend{name: "cluster", url: asUser("presence", sharedRedis.cluster.url), tester: asUser("tester", sharedRedis.cluster.url), real: true, cluster: true}
 }
 
 // stopSharedRedis ends the servers that realRedis and redisCluster started.
@@ -168,15 +171,34 @@ func stopSharedRedis() {
 	}
 }
 
+func (b backend) testURL() string { return cmp.Or(b.tester, b.url) }
+
 // open connects a client that is closed with the test.
 func (b backend) open(t testing.TB) redis.UniversalClient {
 	t.Helper()
-	rdb, err := openRedis(t.Context(), b.url)
+	rdb, err := openRedis(t.Context(), b.testURL())
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { rdb.Close() })
 	return rdb
+}
+
+// testerMay is what tests do to a server beyond what the program does.
+const testerMay = "~* &* +rpush +lpush +smembers +hkeys +script|flush +script|load +client|kill +cluster|keyslot +pubsub|numsub +pubsub|shardnumsub +ttl +pttl +dump"
+
+// redisUsers are the options for the user that the README publishes, by what it says after ACL SETUSER, and for tests.
+var redisUsers = sync.OnceValue(func() []string {
+	readme, _ := os.ReadFile("README.md") // without it, no test logs in
+	_, rule, _ := strings.Cut(string(readme), "ACL SETUSER ")
+	rule, _, _ = strings.Cut(rule, "\n")
+	_, rights, _ := strings.Cut(rule, " ")
+	return strings.Fields("--user " + rule + " --user tester " + rights + " " + testerMay)
+})
+
+// asUser is the URL of a server for one of the two.
+func asUser(name, url string) string {
+	return strings.Replace(url, "redis://", "redis://"+name+":secret@", 1)
 }
 
 // redisProcess is a redis-server on a free loopback port, without persistence.
@@ -221,7 +243,7 @@ func startRedis(args []string, environ ...string) (*redisProcess, error) {
 		p.args = append([]string{
 			"--bind", "127.0.0.1", "--port", port, "--cluster-port", bus,
 			"--save", "", "--appendonly", "no", "--dir", dir,
-		}, args...)
+		}, append(slices.Clip(redisUsers()), args...)...)
 		if err = p.start(); err == nil {
 			return p, nil
 		}

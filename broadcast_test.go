@@ -126,7 +126,7 @@ func TestBroadcastWithNode(t *testing.T) {
 		for _, library := range libraries {
 			t.Run(library, func(t *testing.T) {
 				room := uniqueRoom(t)
-				node := nodeScript(t, "adapter.mjs", library, b.url, room)
+				node := nodeScript(t, "adapter.mjs", library, b.testURL(), room)
 				if line := node.next(); line != `["ready"]` {
 					t.Fatal(line)
 				}

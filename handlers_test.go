@@ -19,7 +19,7 @@ import (
 // test. It stops with the test.
 func startNodeFor(t testing.TB, b backend, settings ...string) *node {
 	t.Helper()
-	n, err := startNode(testConfig(t, b.url, settings...), testLogger(t))
+	n, err := startNode(testConfig(t, b.testURL(), settings...), testLogger(t))
 	if err != nil {
 		t.Fatal(err)
 	}

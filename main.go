@@ -155,6 +155,7 @@ func startNode(config Config, log *slog.Logger) (*node, error) {
 	if n.tokens == nil {
 		log.Warn("no key for tokens is set: whoever can connect may be anybody in any room")
 	}
+	warnOfEviction(ctx, n.redis, log)
 	n.scripts = newPipelines(n.redis)
 	n.wire(config)
 	go n.serve()

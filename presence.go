@@ -877,19 +877,26 @@ type scripts struct {
 	owned, renewLease, noteRooms, claimNodes, forgetNode                  *script
 }
 
-// allow-oom: what only reads, refreshes or removes must work on a Redis that has no memory left. Else the reaper culls
-// members there whose heartbeats are refused.
-const (
-	writes      = "#!lua"
-	alwaysWorks = "#!lua flags=allow-oom"
-)
+// scriptKind is the first line of a script: with flags, and for servers before Redis 7.
+type scriptKind struct {
+	flags, plain string
+}
 
-// loadScripts loads them all. With tell, those that write joins and leaves return what they have written.
+// loadScripts loads every script. With tell, those that write joins and leaves return what they have written.
+//
+// What only reads, refreshes or removes must work on a Redis that has no memory left: else the reaper culls members there
+// whose heartbeats are refused. Redis 7 has a flag for that. Servers before refuse the first write of a script if it is one
+// that may take memory, and none after it, so that one goes first that takes none and changes nothing: conn_meta never has
+// a TTL, and nothing in an index is named "".
 func loadScripts(tell bool) scripts {
 	loadTelling := loadScript
 	if tell {
 		loadTelling = loadTellingScript
 	}
+	writes := scriptKind{"#!lua\n", ""}
+	alwaysWorks := scriptKind{"#!lua flags=allow-oom\n", "redis.call('PERSIST', KEYS[1])\n"}
+	indexWorks := scriptKind{"#!lua flags=allow-oom\n", "redis.call('ZREM', KEYS[1], '')\n"}
+	deletes := scriptKind{"#!lua flags=allow-oom\n", ""}
 	return scripts{
 		join:        loadTelling(writes, "", "base", "room", "held", "join"),
 		heartbeat:   loadScript(alwaysWorks, "", "heartbeat"),
@@ -898,7 +905,7 @@ func loadScripts(tell bool) scripts {
 		remove:      loadTelling(alwaysWorks, "", "base", "room", "held", "remove"),
 		hold:        loadScript(alwaysWorks, "", "base", "room", "held", "hold"),
 		read:        loadScript(alwaysWorks, "", "base", "room", "server", "read"),
-		places:      loadScript(alwaysWorks, "hash", "base", "server", "places"),
+		places:      loadScript(deletes, "hash", "base", "server", "places"),
 		pulse:       loadScript(alwaysWorks, "", "base", "room", "server", "pulse"),
 		overdue:     loadScript(alwaysWorks, "", "base", "room", "overdue"),
 		kick:        loadTelling(alwaysWorks, "", "base", "room", "kick"),
@@ -907,27 +914,27 @@ func loadScripts(tell bool) scripts {
 		owned:       loadScript(alwaysWorks, "", "base", "room", "owned"),
 		mend:        loadScript(alwaysWorks, "", "base", "room", "held", "mend"),
 		indexRoom:   loadScript(writes, "zset", "base", "index_room"),
-		claimRooms:  loadScript(alwaysWorks, "zset", "base", "claim_rooms"),
-		settleRooms: loadScript(alwaysWorks, "zset", "settle_rooms"),
+		claimRooms:  loadScript(indexWorks, "zset", "base", "claim_rooms"),
+		settleRooms: loadScript(indexWorks, "zset", "settle_rooms"),
 		indexUser:   loadScript(writes, "hash", "index_user"),
-		unindexUser: loadScript(alwaysWorks, "hash", "unindex_user"),
-		mendIndex:   loadScript(alwaysWorks, "", "base", "mend_index"),
-		renewLease:  loadScript(alwaysWorks, "zset hash", "base", "renew_lease"),
+		unindexUser: loadScript(deletes, "hash", "unindex_user"),
+		mendIndex:   loadScript(deletes, "", "base", "mend_index"),
+		renewLease:  loadScript(indexWorks, "zset hash", "base", "renew_lease"),
 		noteRooms:   loadScript(writes, "zset hash", "note_rooms"),
-		claimNodes:  loadScript(alwaysWorks, "zset", "base", "claim_nodes"),
-		forgetNode:  loadScript(alwaysWorks, "zset hash", "forget_node"),
+		claimNodes:  loadScript(indexWorks, "zset", "base", "claim_nodes"),
+		forgetNode:  loadScript(deletes, "zset hash", "forget_node"),
 	}
 }
 
 // loadScript joins files of lua/. They are part of the program, so a missing one is a mistake in this file.
-func loadScript(flags, index string, files ...string) *script {
-	return newScript(flags, index, files, luaText(files...))
+func loadScript(kind scriptKind, index string, files ...string) *script {
+	return newScript(kind, index, files, luaText(files...))
 }
 
 // loadTellingScript puts lua/tell.lua around the last file.
-func loadTellingScript(flags, index string, files ...string) *script {
+func loadTellingScript(kind scriptKind, index string, files ...string) *script {
 	last := len(files) - 1
-	sc := newScript(flags, index, files,
+	sc := newScript(kind, index, files,
 		luaText(append(slices.Clone(files[:last]), "tell")...)+"local function change()\n"+luaText(files[last])+"end\nreturn with_told(change())\n")
 	sc.tells = true
 	return sc
@@ -945,13 +952,13 @@ func luaText(files ...string) string {
 	return source.String()
 }
 
-func newScript(flags, index string, files []string, source string) *script {
+func newScript(kind scriptKind, index string, files []string, source string) *script {
 	return &script{
 		name:    files[len(files)-1],
 		index:   index,
 		holds:   slices.Contains(files, "held"),
-		flagged: newScriptText(flags + "\n" + source),
-		plain:   newScriptText(source),
+		flagged: newScriptText(kind.flags + source),
+		plain:   newScriptText(kind.plain + source),
 	}
 }
 

@@ -70,6 +70,31 @@ func TestTheREADMENamesEveryModuleOfTheProgram(t *testing.T) {
 	}
 }
 
+// TestThePublishedUserMayDoWhatTheProgramDoesAndNoMore compares with the scripts, and with what is called apart from them.
+func TestThePublishedUserMayDoWhatTheProgramDoesAndNoMore(t *testing.T) {
+	want := strings.Fields("asking cluster|slots eval evalsha exists hello hget info ping publish psubscribe punsubscribe select " +
+		"spublish ssubscribe subscribe sunsubscribe unsubscribe zscan persist")
+	for _, name := range luaNames(t) {
+		for _, call := range regexp.MustCompile(`redis\.p?call\('([A-Z]+)'`).FindAllStringSubmatch(readText(t, name), -1) {
+			want = append(want, strings.ToLower(call[1]))
+		}
+	}
+	_, rule, _ := strings.Cut(readText(t, "README.md"), "ACL SETUSER ")
+	rule, _, _ = strings.Cut(rule, "\n")
+	var got []string
+	for _, word := range strings.Fields(rule) {
+		if command, ok := strings.CutPrefix(word, "+"); ok {
+			got = append(got, command)
+		}
+	}
+	for _, command := range without(want, got) {
+		t.Errorf("the user of the README lacks +%s", command)
+	}
+	for _, command := range without(got, want) {
+		t.Errorf("the user of the README needs no +%s", command)
+	}
+}
+
 func TestTheREADMEEmbedsWhatTheEmbeddingTestBuilds(t *testing.T) {
 	text := section(readText(t, "README.md"), "Embedding")
 	list, _, _ := strings.Cut(text, "into its main package")

@@ -164,6 +164,27 @@ func withoutCredentials(rawURL string) string {
 	return userInfo.ReplaceAllString(queryCredentials.ReplaceAllString(rawURL, "$1="), "$1")
 }
 
+// warnOfEviction looks for servers that may drop keys when they are full: with them, they drop members. An ACL may keep that
+// from us.
+func warnOfEviction(ctx context.Context, rdb redis.UniversalClient, log *slog.Logger) {
+	look := func(ctx context.Context, server *redis.Client) error {
+		info, err := server.Info(ctx, "memory").Result()
+		_, policy, found := strings.Cut(info, "maxmemory_policy:")
+		policy, _, _ = strings.Cut(policy, "\r")
+		if err == nil && found && policy != "noeviction" {
+			log.Warn("this Redis drops keys when it is full, and members with them: set maxmemory-policy to noeviction",
+				"server", server.Options().Addr, "policy", policy)
+		}
+		return nil
+	}
+	switch rdb := rdb.(type) {
+	case *redis.Client:
+		_ = look(ctx, rdb)
+	case *redis.ClusterClient:
+		_ = rdb.ForEachMaster(ctx, look)
+	}
+}
+
 // redisLog lets the Redis client, which logs its reconnecting and much else, speak
 // on the debug level of the default logger.
 type redisLog struct{}

@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"fmt"
+	"log/slog"
 	"math/big"
 	"net"
 	"os"
@@ -43,7 +44,7 @@ func TestOpenRedis(t *testing.T) {
 // TestOpenClusterByAddresses starts where the first address is of no use.
 func TestOpenClusterByAddresses(t *testing.T) {
 	b := redisCluster(t)
-	rdb, err := openRedis(t.Context(), "redis://127.0.0.1:1?addr="+strings.TrimPrefix(b.url, "redis://"))
+	rdb, err := openRedis(t.Context(), strings.Replace(b.tester, "@", "@127.0.0.1:1?addr=", 1))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -237,5 +238,25 @@ func TestRedisNotSentAgain(t *testing.T) {
 	}
 	if n := arrived.Load(); n != 2 {
 		t.Errorf("2 commands arrived %d times", n)
+	}
+}
+
+func TestAPolicyThatDropsKeysIsWarnedOf(t *testing.T) {
+	for policy, warns := range map[string]bool{"noeviction": false, "allkeys-lru": true, "volatile-ttl": true} {
+		p := spawnRedis(t, "--maxmemory-policy", policy)
+		for _, url := range []string{p.url, asUser("presence", p.url)} {
+			out := &lockedBuffer{}
+			warnOfEviction(t.Context(), backend{url: url}.open(t), slog.New(slog.NewTextHandler(out, nil)))
+			if told := strings.Contains(out.String(), "policy="+policy); told != warns || strings.Contains(out.String(), "secret") {
+				t.Errorf("%s: it says %q", policy, out)
+			}
+		}
+	}
+	out := &lockedBuffer{}
+	for _, silent := range []backend{miniRedis(t), redisCluster(t)} {
+		warnOfEviction(t.Context(), silent.open(t), slog.New(slog.NewTextHandler(out, nil)))
+	}
+	if out.String() != "" {
+		t.Errorf("it says %q", out)
 	}
 }
