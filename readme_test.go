@@ -174,6 +174,16 @@ func TestTheREADMEsScriptsWork(t *testing.T) {
 	expectLines(p, `application ["chat",{"from":"u-7","text":"hello"}]`)
 }
 
+// TestTheREADMEsTokenIsGood runs what it shows of Node.js.
+func TestTheREADMEsTokenIsGood(t *testing.T) {
+	script := codeBlock(t, section(readText(t, "README.md"), "Authentication"), "js")
+	p := nodeScript(t, savedScript(t, replaceOnce(t, script, "process.env.PRESENCE_JWT_SECRET", quoted(testSecret))))
+	g, err := newTestAuthority(t, "PRESENCE_JWT_SECRET="+testSecret).check(p.next())
+	if err != nil || g.user != "u-42" || !g.allows("room-1") || g.allows("other") {
+		t.Errorf("it allows %+v, %v", g, err)
+	}
+}
+
 // savedScript writes a script beside the packages of testdata/node and returns what nodeScript wants.
 func savedScript(t *testing.T, text string) string {
 	t.Helper()

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
+	"errors"
 	"log/slog"
 	"net/http"
 	"regexp"
@@ -9,6 +11,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/gobwas/ws"
 )
@@ -358,4 +361,39 @@ func TestPanicsCloseOneClient(t *testing.T) {
 	if n := strings.Count(log.String(), "panic while serving a client"); n != 8 {
 		t.Errorf("%d panics logged, want 8:\n%s", n, log.String())
 	}
+}
+
+// nowhere is a link whose client is gone.
+type nowhere struct{}
+
+func (nowhere) queue(frame) bool  { return false }
+func (nowhere) flush()            {}
+func (nowhere) finish(closeError) {}
+func (nowhere) shut(closeError)   {}
+
+// FuzzPackets sends anything to a client that has connected: every packet is either an error or known, and an event has a name
+// and arguments that are JSON.
+func FuzzPackets(f *testing.F) {
+	for _, c := range packetCases {
+		for _, p := range c.in {
+			f.Add([]byte(strings.TrimPrefix(p, "4")))
+		}
+	}
+	app := &testApp{forget: true, onEvent: func(_ *testPeer, name string, args []json.RawMessage, _ ackID) {
+		for _, a := range args {
+			if !json.Valid(a) && utf8.Valid(a) && len(a) < 10_000 {
+				panic("an argument that is no JSON: " + name + string(a))
+			}
+		}
+	}}
+	f.Fuzz(func(t *testing.T, packet []byte) {
+		c := &client{id: newID(), app: app, log: slog.New(slog.DiscardHandler), link: nowhere{}}
+		if err := c.receive([]byte("0")); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.receive(bytes.Clone(packet)); errors.Is(err, errPanic) {
+			t.Errorf("%q panics", packet)
+		}
+		c.end()
+	})
 }
