@@ -33,6 +33,7 @@ func TestMalformedFramesDisturbNobody_G9(t *testing.T) {
 	users := make([]*user, *good)
 	for i := range users {
 		users[i] = n.member(t, fmt.Sprint(uniqueRoom(t), i/10), fmt.Sprint("u", i), "{}")
+		_ = users[i].conn.SetDeadline(time.Now().Add(10 * time.Minute))
 	}
 	const rounds = 20
 	calm := slowest(users, rounds)
