@@ -23,6 +23,7 @@ const (
 	readBuffer = 256         // bytes; nearly every frame of a client fits, and an idle connection pays for no more
 	readStep   = 4096        // bytes; a frame's announced length alone makes nobody allocate more than this
 	linger     = time.Second // for a client to take the last frames before its connection is closed
+	lingerFor  = 128 << 10   // bytes that it may still send meanwhile
 	maxGather  = 1024        // frames of one writev: IOV_MAX of Linux
 	partBytes  = 256         // that a message's fragments have on average at least, but for the first few
 	freeParts  = 16          // those
@@ -545,7 +546,7 @@ func (o *outbox) awaitEnd() {
 	half, ok := o.conn.(interface{ CloseWrite() error })
 	if ok && half.CloseWrite() == nil {
 		_ = o.conn.SetReadDeadline(time.Now().Add(linger))
-		_, _ = io.Copy(io.Discard, o.conn) // ends with the client's side, or the deadline
+		_, _ = io.CopyN(io.Discard, o.conn, lingerFor) // ends with the client's side, or the deadline
 	}
 	o.cut(errClosed)
 }
