@@ -185,7 +185,7 @@ func (b backend) open(t testing.TB) redis.UniversalClient {
 }
 
 // testerMay is what tests do to a server beyond what the program does.
-const testerMay = "~* &* +incr +rename +restore +keys +scan +migrate +cluster +rpush +lpush +smembers +hkeys +script|flush +script|load +client|kill +cluster|keyslot +pubsub|numsub +pubsub|shardnumsub +ttl +pttl +dump"
+const testerMay = "~* &* +incr +rename +restore +keys +scan +migrate +cluster +rpush +lpush +smembers +script|flush +script|load +client|kill +cluster|keyslot +pubsub|numsub +pubsub|shardnumsub +ttl +pttl +dump"
 
 // redisUsers are the options for the user that the README publishes, by what it says after ACL SETUSER, and for tests.
 var redisUsers = sync.OnceValue(func() []string {
