@@ -204,8 +204,8 @@ func TestWhatHostileClientsHold(t *testing.T) {
 		o.ConnectTimeout, o.PingInterval, o.PingTimeout = time.Second, 500*time.Millisecond, 500*time.Millisecond
 	})
 	for name, frames := range map[string][]byte{
-		"tiny fragments":     append(masked(false, ws.OpText, "4"), bytes.Repeat(masked(false, ws.OpContinuation, "x"), 1000)...),
-		"empty fragments":    append(masked(false, ws.OpText, ""), bytes.Repeat(masked(false, ws.OpContinuation, ""), 1000)...),
+		"tiny fragments":     append(masked(false, ws.OpText, "4"), bytes.Repeat(masked(false, ws.OpContinuation, "x"), 2*freeParts)...),
+		"empty fragments":    append(masked(false, ws.OpText, ""), bytes.Repeat(masked(false, ws.OpContinuation, ""), 2*freeParts)...),
 		"a frame that stops": masked(true, ws.OpText, strings.Repeat("x", 1000))[:500],
 		"attachments":        bytes.Repeat(masked(true, ws.OpText, `451000000-["x"]`), 10),
 		"namespaces":         bytes.Repeat(masked(true, ws.OpText, `40/admin,`), 1000),

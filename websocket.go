@@ -25,8 +25,8 @@ const (
 	linger     = time.Second // for a client to take the last frames before its connection is closed
 	lingerFor  = 128 << 10   // bytes that it may still send meanwhile
 	maxGather  = 1024        // frames of one writev: IOV_MAX of Linux
-	partBytes  = 256         // that a message's fragments have on average at least, but for the first few
-	freeParts  = 16          // those
+	partBytes  = 256         // that a message's fragments have on average at least, but for the first
+	freeParts  = 4096        // those: a client may send a small message byte by byte
 	keptQueue  = 16          // slots of an empty queue that are kept for the next frames
 )
 

@@ -190,6 +190,18 @@ func FuzzFrameReader(f *testing.F) {
 	})
 }
 
+func TestASmallMessageMayComeByteByByte(t *testing.T) {
+	text := strings.Repeat("x", 1000)
+	in := masked(false, ws.OpText, "")
+	for range text {
+		in = append(in, masked(false, ws.OpContinuation, "x")...)
+	}
+	in = append(in, masked(true, ws.OpContinuation, "")...)
+	if got, err := readAll(readerOf(bytes.NewReader(in))); len(got) != 1 || got[0] != text || !errors.Is(err, io.EOF) {
+		t.Errorf("got %.50q, %v", got, err)
+	}
+}
+
 // FuzzFragments cuts a text at any places, with pings between: the text comes out.
 func FuzzFragments(f *testing.F) {
 	f.Add("hello €", []byte{1, 0, 5})
