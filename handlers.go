@@ -461,6 +461,7 @@ func (c *connection) beat(ctx context.Context, m *membership, patch json.RawMess
 		return false, notJoined()
 	}
 	m.silentAt = time.Now().Add(c.service.options.Lookback)
+	m.guest = m.unsure // a newer incarnation may have been there, and left: this one does not come back (G4)
 	changed, rev, err := c.service.heartbeat(ctx, &m.Member, patch, m.room.revision())
 	if hasCode(err, CodeStaleEpoch) {
 		switch lost := c.follow(ctx, m); {

@@ -232,11 +232,14 @@ func (m *model) run(c *heldCall, f fate) {
 	c.answered <- nil
 }
 
-// extend notes whose life a call that was given up may have extended.
+// extend notes whose life a call that was given up may have extended: a heartbeat only that of its own incarnation (G4).
 func (m *model) extend(call *heldCall) {
+	args := call.cmds[0].Args()
+	script := m.script(args)
 	for _, c := range m.clients {
-		for _, p := range c.places {
-			if slices.Contains(call.cmds[0].Args(), any(c.id)) {
+		for _, l := range m.rooms {
+			fenced := (script == "heartbeat" || script == "patch") && !slices.Contains(args, any(l.facts[c.id].epoch))
+			if p := c.places[l.room]; slices.Contains(args, any(c.id)) && !fenced {
 				p.mayBeHeard = max(p.mayBeHeard, m.clock())
 			}
 		}

@@ -584,16 +584,17 @@ func (m *model) heartbeat(c *modelClient, l *ledger, more string, judge func(*mo
 		places: []*place{p},
 		judge: func(m *model, ack wireAck) {
 			switch {
-			case !ack.OK && ack.Code == string(CodeNotJoined) && !p.in:
+			case !ack.OK && ack.Code == string(CodeNotJoined) && (!p.in || p.unsure):
+				*p = place{busy: true, epoch: p.epoch}
 			case !ack.OK || !p.in:
 				m.wrong("a heartbeat of %s is answered with %v %s", c.id, ack.OK, ack.Code)
 			default:
 				member, there := l.facts[c.id]
 				if p.unsure && *ack.Epoch >= p.epoch && slices.Contains(append(p.others, p.user), member.user) {
-					p.epoch, p.user = *ack.Epoch, member.user
-					if !m.mayStillJoin(c) {
+					if *ack.Epoch > p.epoch && !m.mayStillJoin(c) {
 						p.unsure, p.others = false, nil
 					}
+					p.epoch, p.user = *ack.Epoch, member.user
 				}
 				if *ack.Epoch != p.epoch || !there || member.epoch != p.epoch || member.user != p.user {
 					m.wrong("G7: %s has epoch %d, %d is acknowledged, the room has %d", c.id, p.epoch, *ack.Epoch, member.epoch)
@@ -694,7 +695,7 @@ func (m *model) step() {
 		may(4, func() { m.request(idle[m.random.IntN(len(idle))]) })
 	}
 	if len(m.pending) > 0 {
-		may(10, func() { m.serve(m.pending[m.random.IntN(len(m.pending))]) })
+		may(10, func() { m.serve(m.pending[m.pick()]) })
 	}
 	for _, n := range m.nodes {
 		if len(n.messages) > 0 {
@@ -722,7 +723,20 @@ func (m *model) step() {
 	m.collect()
 }
 
+// pick chooses a call that waits: where calls may be late, rather one of the latest.
+func (m *model) pick() int {
+	n := len(m.pending)
+	if m.troubled && m.chance(70) {
+		return n - 1
+	}
+	return m.random.IntN(n)
+}
+
 func (m *model) addFaults(may func(weight int, do func())) {
+	if m.resting {
+		may(1, func() { m.pass(time.Millisecond) })
+		return
+	}
 	if m.calm {
 		may(1, func() { m.pass(100 * time.Microsecond) })
 		return
@@ -731,11 +745,11 @@ func (m *model) addFaults(may func(weight int, do func())) {
 	if m.lossy && m.chance(20) {
 		may(1, func() { m.nodes[m.random.IntN(len(m.nodes))].cut() })
 	}
-	if m.troubled && len(m.pending) > 0 && m.chance(10) {
+	if m.troubled && len(m.pending) > 0 && m.chance(40) {
 		may(1, m.hang)
 	}
 	if m.chance(5) {
-		may(1, func() { m.elapse(time.Duration(1+m.random.IntN(11)) * time.Second) })
+		may(1, func() { m.elapse(time.Duration(1+m.random.IntN(9)) * time.Second) })
 	}
 	if m.chance(2) {
 		may(1, func() {
@@ -769,6 +783,17 @@ func (m *model) elapse(d time.Duration) {
 		m.pass(min(100*time.Millisecond, time.Until(end)))
 	}
 	m.drain()
+	if d < modelLookback || m.resting {
+		return
+	}
+	m.resting = true // who is overdue by now may be heard of while a reaper comes
+	for range 10 {
+		m.pass(100 * time.Millisecond)
+		for range 3 {
+			m.step()
+		}
+	}
+	m.resting = false
 }
 
 // drain lets everything happen that waits.

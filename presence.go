@@ -388,6 +388,9 @@ func (s *Service) putBack(ctx context.Context, m *Member, age time.Duration, flo
 		m.late = true
 		return err
 	case answer.verdict() == "ok":
+		if m.Rev != answer.int(1) { // whoever removed it may yet take it out of the index: the next heartbeat notes it again
+			m.noted = time.Time{}
+		}
 		m.Rev = answer.int(1)
 	case answer.verdict() == "rev":
 		m.Rev, m.State = answer.int(1), json.RawMessage(answer.text(2))

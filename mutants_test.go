@@ -1,0 +1,192 @@
+package main
+
+import (
+	"encoding/json"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// mutant is a mistake that the model has to notice: a text of the program, and what stands in its place.
+type mutant struct {
+	name     string
+	file     string
+	old, new string
+}
+
+// mutants are mistakes in the scripts, which are changed as they are loaded, and in the program, which is built once more
+// with all of them in it, asleep: MUTANT stands for "this one is awake".
+var mutants = []mutant{
+	{"a join counts its user again", "lua/join.lua", "if moved or not old then", "if true then"},
+	{"a user who was replaced stays counted", "lua/join.lua", "moved and release_user(old.user)", "moved and 0"},
+	{"two events have one revision", "lua/join.lua", "if moved then rev = digits(rev + 1) end", ""},
+	{"a join is not in conns", "lua/room.lua", "redis.call('SADD', CONNS, conn)", ""},
+	{"a revision does not grow", "lua/room.lua", "math.max(prev, KNOWN) + 1", "math.max(prev, KNOWN)"},
+	{"a connection's hash does not expire", "lua/room.lua", "redis.call('PEXPIRE', hash, ttl)", ""},
+	{"a late patch undoes a newer one", "lua/patch.lua", "if stored[2] ~= own_rev then", "if false then"},
+	{"a patch leaves the hash behind", "lua/patch.lua", "redis.call('HSET', hash, 'state', state, 'rev', m.rev,", "redis.call('HSET', hash, 'rev', m.rev,"},
+	{"a patch tells nobody", "lua/patch.lua", "publish(prev, m.rev, now, user_conns, 'update', conn, m, nil, state)", ""},
+	{"a heartbeat extends nothing", "lua/heartbeat.lua", "redis.call('ZADD', LAST_SEEN, 'XX', 'CH', now, conn) == 0 and not", "not"},
+	{"a heartbeat of the incarnation before counts", "lua/heartbeat.lua", "if stored[1] ~= epoch then return { 'epoch', stored[1] } end\nif stored[2] ~= own_rev then", "if false then"},
+	{"a late leave takes a newer incarnation", "lua/remove.lua", "newest and m and tonumber(m.epoch) > newest or", ""},
+	{"a reaper takes who was heard of meanwhile", "lua/remove.lua", "return not lookback or", "return true or"},
+	{"a user who left stays counted", "lua/remove.lua", "local user_conns = release_user(m.user)", "local user_conns = 0"},
+	{"the counter of an empty room stays for ever", "lua/remove.lua", "if redis.call('HLEN', META) > 0 then", "if true then"},
+	{"who left stays in last_seen", "lua/held.lua", "redis.call('ZREM', LAST_SEEN, conn)", ""},
+	{"who is put back without need is told", "lua/restore.lua", "if same and old.rev == mine.rev and known and user_conns > 0 then", "if false then"},
+	{"a room is not in the reaper's index", "lua/index_room.lua", "if not due or due > now + life then", "if due and due > now + life then"},
+
+	{"a message is applied that does not follow", "room.go", "case r.replica.precedes(m):\n\t\tr.apply(m.Event)\n\tcase m.Rev <= r.replica.stored:", "case r.replica.precedes(m) || MUTANT:\n\t\tr.apply(m.Event)\n\tcase m.Rev <= r.replica.stored:"},
+	{"a read takes the place of events on their way", "room.go", "if overtaken || onTheirWay {", "if !MUTANT && (overtaken || onTheirWay) {"},
+	{"messages that came during a read are forgotten", "room.go", "r.pending = r.pending[known:]", "r.pending = r.pending[known:]\n\tif MUTANT {\n\t\tr.pending = nil\n\t}"},
+	{"a join is answered before its revision is there", "room.go", "if w.rev > r.replica.rev ||", "if w.rev > r.replica.rev && !MUTANT ||"},
+	{"who joined hears nothing", "room.go", "if w.to != nil {", "if w.to != nil && !MUTANT {"},
+	{"who left goes on hearing", "room.go", "r.listeners.dismiss(to, as)", "if !MUTANT {\n\t\tr.listeners.dismiss(to, as)\n\t}"},
+	{"a revision that comes back is compared with nothing", "room.go", "if rev == had || r.comparing {", "if rev == had || r.comparing || MUTANT {"},
+	{"what a read finds after a loss is not told", "room.go", "r.doubt = true", "r.doubt = !MUTANT"},
+	{"a leave that was missed is not told", "room.go", "if !present[conn] && !spare(old) {", "if !present[conn] && !spare(old) && !MUTANT {"},
+	{"an update that was missed is not told", "room.go", "case old.Rev == e.Rev:", "case old.Rev == e.Rev || MUTANT:"},
+	{"a snapshot keeps old heartbeats", "room.go", "old.LastSeenMs = max(old.LastSeenMs, e.LastSeenMs)", "if MUTANT {\n\t\t\t\tcontinue\n\t\t\t}\n\t\t\told.LastSeenMs = max(old.LastSeenMs, e.LastSeenMs)"},
+	{"frames of a batch stay queued", "room.go", "r.settle()\n\t}\n\th.flush()", "r.settle()\n\t}\n\tif !MUTANT {\n\t\th.flush()\n\t}"},
+	{"any epoch is taken", "handlers.go", "if p.HasEpoch && p.Epoch != m.Epoch {", "if p.HasEpoch && p.Epoch != m.Epoch && !MUTANT {"},
+	{"a join of unknown outcome is not taken back", "handlers.go", "if len(before) > 0 || isUnavailable(err) {", "if !MUTANT && (len(before) > 0 || isUnavailable(err)) {"},
+}
+
+// awake is the mutant of the program that lives, "" for none.
+var awake string
+
+// mutated is what the mutants of the program ask.
+func mutated(name string) bool { return awake == name }
+
+var onlyMutants = flag.Bool("mutants", false, "this is a build with the mutants of the program: kill them")
+
+// apply puts the mutant into a text. A text that is not there any more is a mistake in the list.
+func (u mutant) apply(t testing.TB, text string) string {
+	t.Helper()
+	if strings.Count(text, u.old) != 1 {
+		t.Fatalf("%s has %d times %q", u.file, strings.Count(text, u.old), u.old)
+	}
+	return strings.Replace(text, u.old, strings.ReplaceAll(u.new, "MUTANT", fmt.Sprintf("mutated(%q)", u.name)), 1)
+}
+
+func (u mutant) script() bool { return strings.HasSuffix(u.file, ".lua") }
+
+// kill runs schedules until one goes wrong. They are the same each time, so that a mutant that is killed once stays dead.
+func (u mutant) kill(t *testing.T, runners []*modelRunner) {
+	const atMost = 2000
+	var next, killer atomic.Int64
+	var first atomic.Pointer[string]
+	t.Run(u.name, func(t *testing.T) {
+		t.Run("by", func(t *testing.T) {
+			for i, r := range runners {
+				t.Run(fmt.Sprint(i), func(t *testing.T) {
+					t.Parallel()
+					for seed := next.Add(1); seed <= atMost && killer.Load() == 0; seed = next.Add(1) {
+						if wrong, _ := r.run(t, uint64(seed)); len(wrong) > 0 {
+							killer.CompareAndSwap(0, seed)
+							first.CompareAndSwap(nil, &wrong[0])
+						}
+					}
+				})
+			}
+		})
+		if killer.Load() == 0 {
+			t.Fatalf("it survives %d schedules", atMost)
+		}
+		line, _, _ := strings.Cut(*first.Load(), "\n")
+		t.Logf("seed %d: %s", killer.Load(), line)
+	})
+}
+
+func TestModelKillsMutantsOfTheScripts(t *testing.T) {
+	if *onlyMutants {
+		t.Skip("they are killed without this build")
+	}
+	if raceDetector() {
+		t.Skip("they are killed without the race detector")
+	}
+	runners := startRunners(t)
+	for _, u := range mutants {
+		if !u.script() {
+			continue
+		}
+		source := u.apply(t, readText(t, u.file))
+		original := readText(t, u.file)
+		for _, r := range runners {
+			r.load(t, func(text string) string { return strings.Replace(text, original, source, 1) })
+		}
+		u.kill(t, runners)
+	}
+}
+
+// TestModelKillsMutantsOfTheProgram builds this test once more, with the mutants in it, and runs the next one there.
+func TestModelKillsMutantsOfTheProgram(t *testing.T) {
+	if *onlyMutants || raceDetector() || testing.Short() {
+		t.Skip("the build of the mutants takes its time")
+	}
+	needRedis(t)
+	dir := t.TempDir()
+	overlay := struct{ Replace map[string]string }{map[string]string{}}
+	changed := map[string]string{}
+	for _, u := range mutants {
+		if u.script() {
+			continue
+		}
+		if changed[u.file] == "" {
+			changed[u.file] = readText(t, u.file)
+		}
+		changed[u.file] = u.apply(t, changed[u.file])
+	}
+	here, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, text := range changed {
+		overlay.Replace[filepath.Join(here, name)] = filepath.Join(dir, name)
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	list, _ := json.Marshal(overlay) // cannot fail
+	if err := os.WriteFile(filepath.Join(dir, "overlay.json"), list, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	binary, began := filepath.Join(dir, "mutants.test"), time.Now()
+	if out, err := exec.Command("go", "test", "-c", "-vet=off", "-overlay", filepath.Join(dir, "overlay.json"), "-o", binary, ".").CombinedOutput(); err != nil {
+		t.Fatalf("the mutants cannot be built: %v\n%s", err, out)
+	}
+	t.Logf("built in %v", time.Since(began))
+	out, err := exec.CommandContext(t.Context(), binary, "-test.run", "^TestMutantsOfThisBuild$", "-test.v", "-mutants").CombinedOutput()
+	for line := range strings.Lines(string(out)) {
+		if strings.Contains(line, "seed") || strings.Contains(line, "survives") || strings.Contains(line, "---") && !strings.Contains(line, "/by") {
+			t.Log(strings.TrimSpace(line))
+		}
+	}
+	if err != nil || !strings.Contains(string(out), "PASS") {
+		t.Errorf("%v\n%.4000s", err, out)
+	}
+}
+
+func TestMutantsOfThisBuild(t *testing.T) {
+	if !*onlyMutants {
+		t.Skip("part of TestModelKillsMutantsOfTheProgram")
+	}
+	runners := startRunners(t)
+	for _, r := range runners {
+		r.load(t, func(text string) string { return text })
+	}
+	for _, u := range mutants {
+		if u.script() {
+			continue
+		}
+		awake = u.name
+		u.kill(t, runners)
+	}
+	awake = ""
+}
