@@ -23,7 +23,7 @@ import (
 
 var (
 	modelSeed      = flag.Uint64("seed", 0, "run the one schedule of the model with this seed, and tell its steps")
-	modelSchedules = flag.Int("schedules", 0, "how many schedules the model runs, 0 = 3,000, and a tenth of it when the race detector is on")
+	modelSchedules = flag.Int("schedules", 0, "how many schedules the model runs, 0 = 10,000, and a tenth of it when the race detector is on")
 )
 
 // The settings of the model. Its time is virtual.
@@ -739,6 +739,9 @@ func (m *model) addFaults(may func(weight int, do func())) {
 	}
 	if m.calm {
 		may(1, func() { m.pass(100 * time.Microsecond) })
+		if m.chance(5) {
+			may(2, func() { m.elapse(1500 * time.Millisecond) })
+		}
 		return
 	}
 	may(1, func() { m.pass(time.Duration(1+m.random.IntN(30)) * time.Millisecond) })
@@ -974,7 +977,7 @@ func (r *modelRunner) run(t *testing.T, seed uint64) (wrong []string, steps []mo
 		for i := range modelNodes {
 			m.startNode(i)
 		}
-		m.play(24)
+		m.play(16)
 		m.stop()
 		wrong, steps, r.flushed = m.wrongs, m.steps, m.flushed
 	})
@@ -1054,7 +1057,7 @@ func TestModel_G1_G2_G3_G4_G5_G6_G7_G8(t *testing.T) {
 		}
 		return
 	}
-	base, schedules := rand.Uint64(), int64(cmp.Or(*modelSchedules, 3_000))
+	base, schedules := rand.Uint64(), int64(cmp.Or(*modelSchedules, 10_000))
 	if raceDetector() && *modelSchedules == 0 {
 		schedules /= 10
 	}

@@ -351,6 +351,7 @@ type room struct {
 	readAt    time.Time
 	reading   bool
 	readAgain bool
+	distrust  bool      // readAgain because messages may be lost
 	doubt     bool      // messages may be lost: the read tells what they told
 	returned  int64     // what compare was given last
 	comparing bool      // a timer looks at a difference
@@ -670,7 +671,7 @@ func (r *room) receive(m message) {
 
 func (r *room) keep(m message) {
 	if len(r.pending) == maxPending {
-		r.pending, r.readAgain = nil, true
+		r.pending, r.readAgain, r.distrust = nil, true, true
 	}
 	r.pending = append(r.pending, m)
 }
@@ -731,7 +732,7 @@ func (r *room) doubtLater() {
 
 // reread has the room read because messages may be lost. r.mu is held.
 func (r *room) reread() {
-	r.doubt = true
+	r.doubt, r.distrust = true, true
 	r.look()
 }
 
@@ -852,7 +853,7 @@ func (r *room) firstOf(s Snapshot) *replica {
 func (r *room) beginRead() (known int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.readAgain = false
+	r.readAgain, r.distrust = false, false
 	return len(r.pending)
 }
 
@@ -890,8 +891,8 @@ func (r *room) adopt(s Snapshot, known int, first *replica) bool {
 		r.overtake(m)
 	}
 	r.pending = r.pending[known:]
-	r.reading = !r.applyPending() || r.readAgain
-	r.doubt = r.reading
+	r.doubt = !r.applyPending() || r.distrust
+	r.reading = r.doubt || r.readAgain
 	r.listeners.settle()
 	r.answer()
 	return !r.reading
