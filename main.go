@@ -193,6 +193,16 @@ func (n *node) openRedis(ctx context.Context, config Config) (err error) {
 // wire makes the parts know each other, from Redis to the sockets.
 func (n *node) wire(config Config) {
 	n.drainWait, n.drainOver = config.DrainWait, config.Drain
+	n.metrics = newMetrics(gauges{
+		connections: func() int { return len(n.sockets.all()) },
+		hosted:      func() (rooms, members int) { return n.hub.size() },
+		refusals:    func() map[string]int64 { return n.handlers.refusals.all() },
+	})
+	var onChange func(string, []Change)
+	if config.WebhookURL != "" {
+		n.webhook = newWebhook(config.WebhookURL, config.WebhookSecret, usualHookTimes(), n.metrics, n.log)
+		onChange = n.webhook.changed
+	}
 	n.service = NewService(n.scripts, Options{
 		TTL:            config.TTL,
 		Lookback:       config.ReaperLookback,
@@ -301,7 +311,7 @@ func (n *node) stop() {
 		n.log.Warn("requests were cut off", "error", err)
 	}
 	subscriptions.Wait()
-	n.lease.close(ctx)
+	n.lease.close(ctx, left == 0)
 	n.service.Stop()
 	if n.webhook != nil {
 		if lost := n.webhook.close(ctx); lost > 0 {

@@ -25,6 +25,9 @@ const (
 end
 `
 
+	// modelPublish becomes a push onto a list in the channel's place, which the model reads after each call.
+	modelPublish = "redis.call(PUBLISH, CHANNEL,"
+
 	// modelTick takes KEYS 1 the clock, ARGV 1 its time, 2 ms by which every key grows older.
 	modelTick = `
 local older = tonumber(ARGV[2])
@@ -64,6 +67,9 @@ func (s *scripts) all() (list []*script) {
 func modelScripts(t testing.TB, change func(text string) string) (loaded scripts, names map[string]string) {
 	t.Helper()
 	loaded, names = loadScripts(false), map[string]string{}
+	if !strings.Contains(loaded.join.plain.source, modelPublish) {
+		t.Fatalf("the scripts lack %q", modelPublish)
+	}
 	for _, sc := range loaded.all() {
 		for _, form := range []*scriptText{&sc.flagged, &sc.plain} {
 			flags, text, flagged := strings.Cut(form.source, "\n")
@@ -71,6 +77,7 @@ func modelScripts(t testing.TB, change func(text string) string) (loaded scripts
 				flags, text = "--", form.source
 			}
 			text = strings.ReplaceAll(change(text), "redis.call('TIME')", "model_time()")
+			text = strings.ReplaceAll(text, modelPublish, "redis.call('RPUSH', CHANNEL,")
 			if strings.Contains(text, "TIME'") {
 				t.Fatalf("%s asks for the time in a way that the model does not know", sc.name)
 			}

@@ -135,7 +135,6 @@ func (m *model) startNode(i int) {
 	n.log = slog.New(slog.NewTextHandler(modelLog{m}, &slog.HandlerOptions{Level: slog.LevelError}))
 	n.service = newService(m.redis.clients[i], Options{TTL: modelTTL, Lookback: modelLookback, ReaperInterval: -1, Grace: m.config.Grace,
 		NodeLease: m.config.NodeLease, Logger: n.log}, m.scripts)
-	n.service.publish = "RPUSH" // onto a list in the place of the channel, which the model reads after each call
 	n.service.options.ReaperInterval = modelReaperInterval
 	newReaper(n.service).start()
 	n.wireRooms(m.config)
@@ -1072,7 +1071,7 @@ func TestModel_G1_G2_G3_G4_G5_G6_G7_G8(t *testing.T) {
 					wrong, told := r.run(t, seed)
 					steps.Add(int64(len(told)))
 					if len(wrong) > 0 {
-						t.Errorf("%s\ngo test -run Model -seed=%d\n%s", trace(told), seed, strings.Join(wrong, "\n"))
+						t.Errorf("%s\ngo test -run Model_ -seed=%d\n%s", trace(told), seed, strings.Join(wrong, "\n"))
 					}
 				}
 			})

@@ -78,6 +78,12 @@ func newService(rdb redis.UniversalClient, o Options, loaded scripts) *Service {
 	if cluster, ok := rdb.(*redis.ClusterClient); ok {
 		rdb = onceCluster{cluster}
 	}
+	if o.OnCall == nil {
+		o.OnCall = func(string, time.Duration, error) {}
+	}
+	if o.OnLeave == nil {
+		o.OnLeave = func(Reason, int) {}
+	}
 	s := &Service{rdb: rdb, options: o, scripts: loaded, publish: "PUBLISH", announce: "PUBLISH"}
 	if o.Sharded {
 		s.publish, s.announce = "SPUBLISH", "SPUBLISH"

@@ -759,7 +759,7 @@ func (r *room) readLoop() {
 			continue
 		}
 		done := r.adopt(s, known, r.firstOf(s))
-		r.hub.settled()
+		r.hub.settle()
 		if done {
 			return
 		}
@@ -877,7 +877,11 @@ func (r *room) adopt(s Snapshot, known int, first *replica) bool {
 	case first != nil && r.replica.stored == 0 && len(r.replica.entries) == 0:
 		r.replica = *first
 	default:
-		for _, c := range r.replica.adopt(s, r.spared) {
+		changes := r.replica.adopt(s, r.spared)
+		if !r.readAt.IsZero() {
+			r.hub.metrics.repaired(len(changes))
+		}
+		for _, c := range changes {
 			r.listeners.tell(c)
 			if m := r.owned[c.ConnID]; c.Type == EventLeave && m != nil && m.isOver() { // kicked, and the message was lost
 				r.listeners.expel(c.Event)
