@@ -17,6 +17,8 @@ const (
 	storeTTL     = 600_000 // ms: members send heartbeats only where that is measured
 	storeWorkers = 8       // pipelines under way at the same time; with one call in each, several times as many
 	fullPipeline = 64      // calls that the server sends in one round trip at most
+	eventOfStore = `{"prev":1700000000000,"rev":1700000000001,"ts":1700000000001,"epoch":1700000000000,"userConns":1,"type":"update",` +
+		`"connId":"conn-0000000000000000","userId":"user-0","roomId":"0","state":{"n":1}}`
 )
 
 // capacity is a load of members that have no sockets and no servers: Redis gets the calls that servers would make for
@@ -255,6 +257,15 @@ func (c *capacity) patches(ctx context.Context, some []*bareMember) error {
 	}, func(m *bareMember, rev string) { m.rev = rev })
 }
 
+// publishes sends what a patch publishes, and nothing else.
+func (c *capacity) publishes(ctx context.Context, some []*bareMember) error {
+	_, err := c.batch(ctx, some, func(ctx context.Context, pipe redis.Pipeliner, m *bareMember) *redis.Cmd {
+		args := c.telling(m)
+		return pipe.Do(ctx, args[1], args[0], eventOfStore)
+	})
+	return err
+}
+
 // churns has members leave and join, with all that new connections cost.
 func (c *capacity) churns(ctx context.Context, some []*bareMember) error {
 	if _, err := c.batch(ctx, some, func(ctx context.Context, pipe redis.Pipeliner, m *bareMember) *redis.Cmd {
@@ -304,6 +315,7 @@ func storeModes() (modes []mode) {
 		{"heartbeat", "heartbeat", (*capacity).heartbeats},
 		{"patch", "patch", (*capacity).patches},
 		{"churn", "leave and join", (*capacity).churns},
+		{"publish", "message", (*capacity).publishes},
 	}
 	for _, site := range []mode{
 		{name: "redis", bare: bare{masters: 1}},
@@ -312,8 +324,8 @@ func storeModes() (modes []mode) {
 		{name: "sharded", bare: bare{masters: 3, sharded: true}},
 	} {
 		for _, o := range operations {
-			if site.sharded && o.name != "patch" {
-				continue // the others publish as little, or as much
+			if site.sharded && o.name != "patch" && o.name != "publish" || site.alone && o.name == "publish" {
+				continue // nothing new would come out
 			}
 			m := site
 			m.name, m.operation, m.call = site.name+"-"+o.name, o.operation, o.call
