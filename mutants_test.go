@@ -43,7 +43,7 @@ var mutants = []mutant{
 	{"a room is not in the reaper's index", "lua/index_room.lua", "if not due or due > now + life then", "if due and due > now + life then"},
 
 	{"a message is applied that does not follow", "room.go", "case r.replica.precedes(m):\n\t\tr.apply(m.Event)\n\tcase m.Rev <= r.replica.stored:", "case r.replica.precedes(m) || MUTANT:\n\t\tr.apply(m.Event)\n\tcase m.Rev <= r.replica.stored:"},
-	{"a read takes the place of events on their way", "room.go", "if overtaken || onTheirWay {", "if !MUTANT && (overtaken || onTheirWay) {"},
+	{"a read takes the place of events on their way", "room.go", "case overtaken || onTheirWay && first == nil:", "case !MUTANT && (overtaken || onTheirWay && first == nil):"},
 	{"a read swallows the messages before it", "room.go", "r.doubt = !r.applyPending() || r.doubt", "r.doubt = !MUTANT && !r.applyPending() || r.doubt"},
 	{"a join is answered before its revision is there", "room.go", "if w.rev > r.replica.rev ||", "if w.rev > r.replica.rev && !MUTANT ||"},
 	{"who joined hears nothing", "room.go", "if w.to != nil {", "if w.to != nil && !MUTANT {"},
