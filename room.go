@@ -39,6 +39,9 @@ const (
 	// When Redis has lost data of a room, who is missing from it has so long to be put back by its node (G3).
 	lossPatience = 5 * time.Second
 
+	// One that is still being read is kept for so long, because who gave up waiting for it will ask again.
+	loadLinger = 30 * time.Second
+
 	// Messages kept while a room is read. When more come, the room is read once more instead.
 	maxPending = 10_000
 )
@@ -219,7 +222,7 @@ func (h *hub) sweep() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for id, r := range h.rooms {
-		if r.members == 0 && time.Since(r.emptySince) >= roomLinger {
+		if r.members == 0 && time.Since(r.emptySince) >= r.linger() {
 			delete(h.rooms, id)
 			h.bridge.unsubscribe(id)
 			r.stop()
@@ -401,6 +404,16 @@ func (r *room) index(ctx context.Context, write func(context.Context) error) err
 	r.indexedAt = now
 	r.hub.mu.Unlock()
 	return nil
+}
+
+// linger is how long the room is kept without local members.
+func (r *room) linger() time.Duration {
+	select {
+	case <-r.loaded:
+		return roomLinger
+	default:
+		return loadLinger
+	}
 }
 
 // ready waits until the replica is there, and gives its revision.
