@@ -11,6 +11,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -226,9 +227,13 @@ func TestThePageShowsWhoIsThere(t *testing.T) {
 	p.click("ann", `role=button[name="Wake up"]`)
 	p.shows("ann", card("Bob Marley"), "away")
 
+	s.nodes[0].signal(syscall.SIGKILL)
+	p.shows("ann", "#status", "offline")
+	s.start(t, 0)
+	p.shows("ann", "#status", "live")
+
 	p.click("ann", `role=button[name="Leave"]`)
-	p.shows("bob", feed, "Ann left, left")
-	p.shows("bob", "#counts", "1 person · 1 connection")
+	p.shows("bob", feed, ", left") // the connection of before counts until the lease of its node is over
 	p.shows("ann", "#door", "Come in")
 	for client, told := range p.told {
 		for _, news := range told {

@@ -201,6 +201,9 @@ test('the state of a join has what was patched while offline, and what was not a
   socket.idle();
   socket.comeBack('c2');
   lost.answer(ok); // too late
+  socket.hears({ type: 'join', connId: 'x', userId: 'x', state: {}, epoch: 1, rev: 15 }); // before the acknowledgement
+  assert.equal(room.status, 'joining');
+  assert.deepEqual(view(room), ['c1 u {}']);
   const join = socket.request('presence:join');
   assert.deepEqual(join.payload, { roomId: 'r', userId: 'u', state: { a: 2, b: 2 } });
   room.patch({ c: 3 }); // while the join is under way
@@ -304,6 +307,15 @@ test('who was removed for its silence sends a heartbeat at once', () => {
   }
 });
 
+test('who was removed while a heartbeat was under way sends another one soon', () => {
+  const { socket, room } = joined({ ttlMs: 30_000 });
+  room.patch({ a: 2 });
+  const before = socket.request('presence:heartbeat');
+  socket.hears({ type: 'leave', connId: 'c1', userId: 'u', state: null, epoch: 7, rev: 11, userConns: 0, reason: 'timeout' });
+  before.answer(ok);
+  assert.ok(untilItSpeaks(socket) <= 2_500);
+});
+
 test('who was kicked stays away', () => {
   const { socket, room } = joined();
   socket.hears({ type: 'leave', connId: 'c1', userId: 'u', state: null, epoch: 7, rev: 11, userConns: 0, reason: 'kicked' });
@@ -366,6 +378,23 @@ test('after leave nothing is left', async () => {
   mock.timers.tick(600_000);
   socket.idle();
   assert.deepEqual(told.status, ['joined', 'left']);
+});
+
+test('a leave that was refused is not repeated where it would do harm', async () => {
+  for (const harm of [
+    (socket) => socket.comeBack('c2'), // with the connection the membership has ended
+    (socket) => joinRoom(socket, { roomId: 'r', userId: 'u' }),
+  ]) {
+    const { socket, room } = joined();
+    const left = room.leave();
+    socket.request('presence:leave').answer(refusal('rate_limited'));
+    await new Promise(setImmediate);
+    harm(socket);
+    socket.sent = [];
+    mock.timers.tick(510);
+    await left;
+    socket.idle();
+  }
 });
 
 test('a listener may leave, and one that throws keeps nobody from hearing', () => {
