@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -49,6 +50,13 @@ func (s *helperSite) start(i int) {
 	s.nodes[i].address()
 }
 
+// kill ends a node, and waits until its port is free again.
+func (s *helperSite) kill(i int) {
+	s.t.Helper()
+	s.nodes[i].signal(syscall.SIGKILL)
+	s.nodes[i].wait(15 * time.Second)
+}
+
 func (s *helperSite) url(i int) string { return "http://127.0.0.1:" + s.ports[i] }
 
 // join has a client join a room, and waits until it is in.
@@ -67,6 +75,8 @@ func (s *helperSite) patch(client, room string, n int) {
 type helperView struct {
 	Status, ConnID string
 	Rev            int64
+	Count          int
+	Loading        bool
 	Members        []wireEntry
 }
 
@@ -171,7 +181,7 @@ func TestTheClientHelperStaysInItsRooms_G3_G8(t *testing.T) {
 		t.Error("it still goes by its old connection")
 	}
 
-	s.nodes[0].signal(syscall.SIGKILL)
+	s.kill(0)
 	s.await("ann", "offline")
 	s.patch("ann", room, 3)
 	s.start(0)
@@ -217,4 +227,90 @@ func TestTheClientHelperStaysInItsRooms_G3_G8(t *testing.T) {
 			return false
 		}
 	})
+}
+
+// sees waits until the view of each of these clients has all that Redis has: so many members.
+func (s *helperSite) sees(room string, members int, clients ...string) {
+	s.t.Helper()
+	var last string
+	same := func() bool {
+		stored := s.stored(room)
+		last = "in Redis:\n" + stored
+		if stored == "" || strings.Count(stored, "\n")+1 != members {
+			return false
+		}
+		for _, client := range clients {
+			v := s.view(client, room)
+			if v.Status != "joined" || v.Loading || v.Count != members || membersText(v.Members) != stored {
+				last += fmt.Sprintf("\n%s (%s, %d, %v):\n%s", client, v.Status, v.Count, v.Loading, membersText(v.Members))
+				return false
+			}
+		}
+		return true
+	}
+	if !poll(20*time.Second, same) {
+		s.t.Fatalf("want %d members, got %s", members, last)
+	}
+}
+
+// knows waits until a client knows of just these users whether they are online.
+func (s *helperSite) knows(client string, want map[string]bool) {
+	s.t.Helper()
+	var online map[string]bool
+	if !poll(20*time.Second, func() bool {
+		s.do(client, "online", nil)
+		online = nil
+		if err := json.Unmarshal(s.await(client, "online")[0], &online); err != nil {
+			s.t.Fatal(err)
+		}
+		return maps.Equal(online, want)
+	}) {
+		s.t.Fatalf("%s knows %v, want %v", client, online, want)
+	}
+}
+
+// TestTheClientHelperFoldsAndWatches: in batches and page by page, as a member and as a watcher, while members of two nodes
+// change, the view ends as the room is (G3); users are seen wherever they are. A lost connection and a killed node make no
+// difference.
+func TestTheClientHelperFoldsAndWatches_G3(t *testing.T) {
+	s := startHelperSite(t, nodeScript(t, "rooms.mjs"))
+	room, other := uniqueRoom(t), uniqueRoom(t)
+	crowd := make([]string, 10)
+	for i := range crowd {
+		crowd[i] = fmt.Sprint("user", i)
+		s.do(crowd[i], "open", command{"url": s.url(i % 2)})
+		s.join(crowd[i], room)
+	}
+	for i, client := range []string{"eye", "bob", "sum"} {
+		s.do(client, "open", command{"url": s.url(i % 2)})
+	}
+	s.do("eye", "watch", command{"room": room, "wish": command{"events": "batch", "limit": 2}})
+	s.do("bob", "join", command{"room": room, "wish": command{"events": "batch", "limit": 1}})
+	s.do("sum", "watch", command{"room": room, "wish": command{"events": "count"}})
+	s.do("eye", "watchUsers", command{"users": []string{"user0", "user1", "nobody"}})
+	for n := range 5 { // while pages are loaded
+		for _, client := range crowd {
+			s.patch(client, room, n)
+		}
+	}
+	s.do("user0", "leave", command{"room": room})
+	s.do("user2", "cut", command{"room": room, "patch": command{"n": 9}})
+	s.sees(room, 10, "eye", "bob", "user1")
+	s.knows("eye", map[string]bool{"user0": false, "user1": true, "nobody": false})
+
+	s.do("eye", "cut", nil)
+	s.do("user1", "leave", command{"room": room})
+	s.join("user0", other)
+	s.sees(room, 9, "eye", "bob")
+	s.knows("eye", map[string]bool{"user0": true, "user1": false, "nobody": false})
+
+	s.kill(0)
+	s.join("user1", other)
+	s.start(0)
+	s.sees(room, 9, "eye", "bob")
+	s.knows("eye", map[string]bool{"user0": true, "user1": true, "nobody": false})
+	eventually(t, 20*time.Second, "the numbers are right", func() bool { return s.view("sum", room).Count == 9 })
+	s.do("eye", "stop", command{"room": room})
+	s.await("eye", "gone")
+	s.assertNothingWrong()
 }

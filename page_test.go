@@ -228,6 +228,7 @@ func TestThePageShowsWhoIsThere(t *testing.T) {
 	p.shows("ann", card("Bob Marley"), "away")
 
 	s.nodes[0].signal(syscall.SIGKILL)
+	s.nodes[0].wait(15 * time.Second) // its port is free then
 	p.shows("ann", "#status", "offline")
 	s.start(t, 0)
 	p.shows("ann", "#status", "live")

@@ -8,7 +8,7 @@ import { readFileSync } from 'node:fs';
 import { beforeEach, mock, test } from 'node:test';
 
 const text = readFileSync(new URL('../../web/presence.js', import.meta.url), 'utf8');
-const { joinRoom } = await import(`data:text/javascript,${encodeURIComponent(text)}`);
+const { joinRoom, watchRoom, watchUsers } = await import(`data:text/javascript,${encodeURIComponent(text)}`);
 
 beforeEach(() => {
   mock.timers.reset();
@@ -54,6 +54,10 @@ class FakeSocket extends EventEmitter {
     this.emit('presence:event', { roomId: 'r', userConns: 1, ts: 1, ...event });
   }
 
+  hearsBatch(rev, count, users, ...events) {
+    this.emit('presence:batch', { roomId: 'r', rev, count, users, events: events.map((event) => ({ roomId: 'r', userConns: 1, ts: 1, ...event })) });
+  }
+
   lose() {
     this.connected = false;
     this.emit('disconnect', 'transport close');
@@ -67,16 +71,16 @@ class FakeSocket extends EventEmitter {
 
 const entry = (connId, userId, state = {}, epoch = 1) => ({ connId, userId, state, lastSeenMs: 1, epoch });
 
-function welcome(socket, { snapshot = [entry(socket.id, 'u')], rev = 10, epoch = 7, ttlMs = 30_000 } = {}) {
+function welcome(socket, { snapshot = [entry(socket.id, 'u')], rev = 10, epoch = 7, ttlMs = 30_000, ...more } = {}) {
   const { payload, answer } = socket.request('presence:join');
-  answer({ ok: true, snapshot, self: { connId: socket.id, epoch }, rev, ttlMs });
+  answer({ ok: true, snapshot, self: { connId: socket.id, epoch }, rev, ttlMs, ...more });
   return payload;
 }
 
 /** A socket that is in room r as user u, and what its room tells. */
-function joined(options) {
+function joined({ wish, ...options } = {}) {
   const socket = new FakeSocket();
-  const room = joinRoom(socket, { roomId: 'r', userId: 'u', state: { a: 1, b: 1 } });
+  const room = joinRoom(socket, { roomId: 'r', userId: 'u', state: { a: 1, b: 1 }, ...wish });
   const told = { change: [], status: [], error: [] };
   for (const name of Object.keys(told)) room.on(name, (news) => told[name].push(news));
   welcome(socket, options);
@@ -414,4 +418,243 @@ test('a listener may leave, and one that throws keeps nobody from hearing', () =
   socket.hears({ type: 'leave', connId: 'c1', userId: 'u', state: null, epoch: 7, rev: 12, reason: 'kicked' });
   assert.equal(room.status, 'left');
   socket.request('presence:leave');
+});
+
+const joins = (connId, rev, state = {}) => ({ type: 'join', connId, userId: connId, state, epoch: rev, rev });
+const updates = (connId, rev, state) => ({ type: 'update', connId, userId: connId, state, epoch: 1, rev });
+const leaves = (connId, rev) => ({ type: 'leave', connId, userId: connId, state: null, epoch: rev, rev });
+
+test('batches are folded in the order of their events (G3)', () => {
+  const { socket, room, told } = joined({ wish: { events: 'batch' }, snapshot: [entry('c1', 'u'), entry('x', 'x'), entry('y', 'y')] });
+  socket.hearsBatch(15, 3, 3, updates('x', 11, { n: 1 }), leaves('y', 12), leaves('never', 13), joins('z', 14));
+  assert.deepEqual(view(room), ['c1 u {}', 'x x {"n":1}', 'z z {}']);
+  assert.deepEqual([room.rev, room.count, room.userCount], [15, 3, 3]);
+  socket.emit('presence:batch', { roomId: 'other', rev: 99, count: 0, users: 0, events: [leaves('x', 99)] });
+  socket.hearsBatch(15, 3, 3, joins('late', 14)); // is covered
+  assert.deepEqual(told.change.map(({ type, member }) => `${type} ${member?.connId}`), ['snapshot undefined', 'update x', 'leave y', 'join z']);
+  socket.hearsBatch(20, 2, 2, { ...leaves('c1', 20), epoch: 7, reason: 'timeout' });
+  assert.equal(room.status, 'joining');
+  socket.request('presence:heartbeat');
+});
+
+/** A room of which a page is missing. */
+function loading(events) {
+  const all = joined({ wish: { events, limit: 2 }, snapshot: [entry('c1', 'u'), entry('x', 'x')], count: 6, users: 6, cursor: 'A' });
+  const { payload, answer } = all.socket.request('presence:get');
+  assert.deepEqual(payload, { roomId: 'r', cursor: 'A', limit: 2 });
+  return { ...all, answer };
+}
+
+const page = (rev, snapshot, cursor) => ({ ok: true, rev, snapshot, count: 9, users: 8, cursor });
+
+test('pages and the events that come between them make the view (G3)', () => {
+  const { socket, room, told, answer } = loading();
+  assert.deepEqual([room.loading, room.count, room.userCount], [true, 6, 6]);
+  socket.hears(joins('d', 11, { new: true })); // the page below is older than these
+  socket.hears(updates('e', 13, { new: true }));
+  socket.hears(leaves('f', 14));
+  socket.hears(leaves('g', 15));
+  socket.hears(leaves('x', 16));
+  answer(page(12, [entry('d', 'd', { at: 12 }), entry('e', 'e', { at: 12 }), entry('f', 'f')], 'B'));
+  assert.deepEqual(view(room), ['c1 u {}', 'd d {"at":12}', 'e e {"new":true}']);
+  assert.deepEqual([room.loading, room.count, room.userCount], [true, 9, 8]);
+  assert.deepEqual(told.change.at(-1).members.map(({ connId, rev }) => [connId, rev]), [['d', 12]]);
+  socket.hears(leaves('m', 20));
+  const next = socket.request('presence:get');
+  assert.equal(next.payload.cursor, 'B');
+  next.answer(page(20, [entry('g', 'g'), entry('m', 'm')])); // g is back, m was gone by then
+  assert.deepEqual(view(room), ['c1 u {}', 'd d {"at":12}', 'e e {"new":true}', 'g g {}']);
+  assert.deepEqual([room.loading, room.count, room.userCount], [false, 4, 4]);
+  socket.hears(joins('m', 21));
+  assert.equal(room.count, 5);
+  socket.idle();
+});
+
+test('a batch tells nothing older of whom a page has shown (G3)', () => {
+  const { socket, room, answer } = loading('batch');
+  answer(page(15, [entry('d', 'd', { at: 15 }), entry('e', 'e', { at: 15 }), entry('f', 'f')]));
+  socket.hearsBatch(15, 5, 5, updates('d', 12, { at: 12 }), leaves('e', 13), leaves('f', 15));
+  assert.deepEqual(view(room), ['c1 u {}', 'd d {"at":15}', 'e e {"at":15}', 'x x {}']);
+  socket.hearsBatch(17, 5, 5, leaves('d', 16), updates('e', 17, { at: 17 }));
+  assert.deepEqual(view(room), ['c1 u {}', 'e e {"at":17}', 'x x {}']);
+});
+
+test('a page that does not come is asked for again, beside the heartbeats', () => {
+  const { socket, room, told, answer } = loading();
+  answer(refusal('rate_limited'));
+  assert.deepEqual(told.error, [{ code: 'rate_limited', error: 'rate_limited', retrying: true }]);
+  assert.ok(untilItSpeaks(socket) >= 240);
+  socket.request('presence:get'); // without an answer
+  for (let ms = 0; ms < 10_000 && socket.sent.length === 0; ms += 10) mock.timers.tick(10);
+  socket.request('presence:heartbeat').answer(ok);
+  assert.ok(untilItSpeaks(socket) <= 3_000);
+  socket.request('presence:get').answer(page(11, [entry('d', 'd')]));
+  assert.equal(room.loading, false);
+});
+
+test('a page of another connection, or after the end, is none', () => {
+  const { socket, room, answer } = loading();
+  socket.lose();
+  socket.comeBack('c2');
+  welcome(socket, { rev: 30 });
+  answer(page(12, [entry('d', 'd')]));
+  assert.deepEqual(view(room), ['c2 u {}']);
+  assert.equal(room.loading, false);
+  const other = loading();
+  other.room.leave();
+  other.answer(page(12, [entry('d', 'd')], 'B'));
+  assert.equal(other.room.members.size, 0);
+  other.socket.request('presence:leave');
+});
+
+for (const events of ['count', 'none']) {
+  test(`with ${events} a room has numbers but no members, and minds its own removal`, () => {
+    const { socket, room, told } = joined({ wish: { events }, snapshot: [entry('x', 'x')], count: 70_000, users: 60_000, cursor: 'A' });
+    assert.deepEqual([room.members.size, room.users.size, room.count, room.userCount, room.loading], [0, 0, 70_000, 60_000, false]);
+    socket.emit('presence:count', { roomId: 'other', rev: 11, count: 1, users: 1 });
+    socket.emit('presence:count', { roomId: 'r', rev: 12, count: 5, users: 4 });
+    assert.deepEqual([room.count, room.userCount, room.rev], [5, 4, 12]);
+    assert.deepEqual(told.change, [{ type: 'snapshot' }, { type: 'count' }]);
+    socket.hears({ ...leaves('c1', 13), epoch: 7, reason: 'timeout' });
+    socket.request('presence:heartbeat').answer(ok);
+    assert.equal(room.status, 'joined');
+    assert.ok(untilItSpeaks(socket) >= 7_900, 'it is in again, and has no reason to hurry');
+    socket.request('presence:heartbeat').answer(ok);
+    socket.hears({ ...leaves('c1', 14), epoch: 7, reason: 'kicked' });
+    assert.equal(room.status, 'kicked');
+    socket.idle();
+  });
+}
+
+test('how to be told goes with each join, and nothing that was not asked for', () => {
+  for (const [wish, more] of [[{}, {}], [{ events: 'batch', limit: 9 }, { events: 'batch', limit: 9 }], [{ events: 'count', limit: 9 }, { events: 'count', limit: 1 }]]) {
+    const socket = new FakeSocket();
+    joinRoom(socket, { roomId: 'r', userId: 'u', ...wish });
+    for (const id of ['c2', 'c3']) {
+      assert.deepEqual(welcome(socket), { roomId: 'r', userId: 'u', state: {}, ...more });
+      socket.lose();
+      socket.comeBack(id);
+    }
+  }
+});
+
+test('a room is watched, again after each reconnection, until that is stopped', async () => {
+  const socket = new FakeSocket();
+  const room = watchRoom(socket, { roomId: 'r', events: 'batch', limit: 1 });
+  for (const id of ['c2', 'c3']) {
+    const { payload, answer } = socket.request('presence:watch');
+    assert.deepEqual(payload, { roomId: 'r', events: 'batch', limit: 1 });
+    assert.equal(room.status, 'joining');
+    answer({ ok: true, snapshot: [entry('x', 'x')], rev: 10, count: 2, users: 2, cursor: 'A' });
+    assert.equal(room.status, 'joined');
+    socket.request('presence:get').answer(page(10, [entry('y', 'y')]));
+    socket.hearsBatch(11, 1, 1, leaves('x', 11));
+    assert.deepEqual(view(room), ['y y {}']);
+    mock.timers.tick(600_000);
+    socket.idle(); // it needs no heartbeat
+    socket.lose();
+    assert.equal(room.status, 'offline');
+    assert.deepEqual(view(room), ['y y {}']);
+    socket.comeBack(id);
+  }
+  socket.request('presence:watch').answer(refusal('unavailable'));
+  assert.ok(untilItSpeaks(socket) >= 240);
+  assert.throws(() => joinRoom(socket, { roomId: 'r', userId: 'u' }), /already/);
+  const late = socket.request('presence:watch');
+  const stopped = room.stop();
+  assert.equal(room.stop(), stopped);
+  late.answer({ ok: true, snapshot: [entry('x', 'x')], rev: 10, count: 1, users: 1 });
+  const { payload, answer } = socket.request('presence:unwatch');
+  assert.deepEqual(payload, { roomId: 'r' });
+  answer({ ok: true });
+  await stopped;
+  assert.deepEqual([room.status, room.members.size, room.count], ['left', 0, 0]);
+  assert.equal(socket.eventNames().length + socket.io.eventNames().length, 0);
+});
+
+/** Users that are watched, and what is told of them. */
+function watching(socket, ...userIds) {
+  const watched = watchUsers(socket, userIds);
+  const told = [];
+  watched.on('change', ({ userId, online }) => told.push(`${userId} ${online}`));
+  return { watched, told };
+}
+
+function knows(socket, online, rest = []) {
+  const { payload, answer } = socket.request('presence:watch');
+  assert.deepEqual(payload, { userIds: [...Object.keys(online), ...rest] });
+  answer({ ok: true, users: payload.userIds.map((userId) => ({ userId, online: online[userId] ?? false })) });
+}
+
+test('users are watched, again after each reconnection, and only what changed is told', async () => {
+  const socket = new FakeSocket();
+  const { watched, told } = watching(socket, 'ann', 'bob', 'ann');
+  knows(socket, { ann: true, bob: false });
+  assert.deepEqual(told, ['ann true', 'bob false']);
+  assert.equal(watched.status, 'joined');
+  socket.emit('presence:user', { userId: 'bob', online: true, ts: 1 });
+  socket.emit('presence:user', { userId: 'eve', online: true, ts: 1 });
+  assert.deepEqual(Object.fromEntries(watched.online), { ann: true, bob: true });
+  socket.lose();
+  assert.deepEqual([watched.status, watched.online.get('bob')], ['offline', true]);
+  watched.add('cid'); // while it is offline
+  socket.comeBack('c2');
+  socket.emit('presence:user', { userId: 'ann', online: false, ts: 1 }); // of what was asked before
+  knows(socket, { ann: true, bob: false, cid: true });
+  assert.deepEqual(told.slice(2), ['bob true', 'bob false', 'cid true']);
+  watched.add('dan');
+  knows(socket, { dan: false });
+  const removed = watched.remove('ann', 'nobody');
+  socket.request('presence:unwatch').answer({ ok: true });
+  await removed;
+  socket.emit('presence:user', { userId: 'ann', online: false, ts: 1 });
+  assert.deepEqual([...watched.online.keys()], ['bob', 'cid', 'dan']);
+  const stopped = watched.stop();
+  const { payload, answer } = socket.request('presence:unwatch');
+  assert.deepEqual(payload, { userIds: ['bob', 'cid', 'dan'] });
+  answer({ ok: true });
+  await stopped;
+  watched.add('eve');
+  socket.idle();
+  assert.deepEqual([watched.online.size, watched.status], [0, 'left']);
+  assert.equal(socket.eventNames().length + socket.io.eventNames().length, 0);
+});
+
+test('who watches a user that another watches as well does not end that', async () => {
+  const socket = new FakeSocket();
+  const one = watching(socket, 'ann', 'bob');
+  knows(socket, { ann: true, bob: true });
+  const two = watching(socket, 'ann');
+  knows(socket, { ann: true });
+  const stopped = one.watched.stop();
+  const { payload, answer } = socket.request('presence:unwatch');
+  assert.deepEqual(payload, { userIds: ['bob'] });
+  answer({ ok: true });
+  await stopped;
+  socket.emit('presence:user', { userId: 'ann', online: false, ts: 1 });
+  assert.deepEqual([one.told.length, two.told.at(-1)], [2, 'ann false']);
+  two.watched.remove('ann');
+  socket.request('presence:unwatch').answer(refusal('rate_limited'));
+  two.watched.add('ann');
+  knows(socket, { ann: true });
+  await new Promise(setImmediate);
+  mock.timers.tick(510);
+  await new Promise(setImmediate);
+  socket.idle(); // it is not said any more
+});
+
+test('many users are asked for in parts, and a refusal is repeated', () => {
+  const socket = new FakeSocket();
+  const ids = Array.from({ length: 250 }, (_, i) => `user ${i}`);
+  const { watched } = watching(socket, ...ids);
+  const refusals = [];
+  watched.on('error', (refusal) => refusals.push(refusal));
+  knows(socket, {}, ids.slice(0, 100));
+  assert.equal(watched.status, 'joining');
+  socket.request('presence:watch').answer(refusal('too_many_users'));
+  assert.ok(untilItSpeaks(socket) >= 240);
+  knows(socket, {}, ids.slice(100, 200));
+  knows(socket, {}, ids.slice(200));
+  socket.idle();
+  assert.deepEqual([watched.status, watched.online.size, refusals.length], ['joined', 250, 1]);
 });
