@@ -487,7 +487,7 @@ test('a page that does not come is asked for again, beside the heartbeats', () =
   socket.request('presence:get'); // without an answer
   for (let ms = 0; ms < 10_000 && socket.sent.length === 0; ms += 10) mock.timers.tick(10);
   socket.request('presence:heartbeat').answer(ok);
-  assert.ok(untilItSpeaks(socket) <= 3_000);
+  assert.ok(untilItSpeaks(socket) <= 4_000);
   socket.request('presence:get').answer(page(11, [entry('d', 'd')]));
   assert.equal(room.loading, false);
 });
