@@ -153,13 +153,10 @@ func TestTheREADMEsScriptsWork(t *testing.T) {
 	member = timersCounted + replaceOnce(t, member, "10_000", "20") + applicationEvents
 	emitter := replaceOnce(t, codeBlock(t, section(readme, "Application events"), "js"), "redis://localhost:6379", b.url)
 
-	helped := codeBlock(t, section(readme, "Client helper"), "js")
-	script := savedScript(t, replaceOnce(t, helped, "localhost:3000", fmt.Sprintf("127.0.0.1:%d", port)))
-	beside := filepath.Join("testdata", "node", filepath.Dir(script), "presence.mjs")
-	if err := os.WriteFile(beside, []byte(readText(t, "web/presence.js")), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	h := nodeScript(t, script)
+	w := nodeScript(t, helperScript(t, section(readme, "Watching"), port))
+	expectLines(w, "snapshot 0 complete", "u-42 is offline")
+	h := nodeScript(t, helperScript(t, section(readme, "Client helper"), port))
+	expectLines(w, "u-42 is online")
 	expectLines(h, "status: joining", "snapshot  [ 'u-42' ]", "status: joined")
 	if err := h.cmd.Process.Signal(os.Interrupt); err != nil {
 		t.Fatal(err)
@@ -172,6 +169,17 @@ func TestTheREADMEsScriptsWork(t *testing.T) {
 	expectLines(p, "timers 1", "snapshot: [", "update u-42")
 	nodeScript(t, savedScript(t, emitter))
 	expectLines(p, `application ["chat",{"from":"u-7","text":"hello"}]`)
+}
+
+// helperScript saves the script of a section beside the client helper, for the node on a port.
+func helperScript(t *testing.T, section string, port int) string {
+	t.Helper()
+	script := savedScript(t, replaceOnce(t, codeBlock(t, section, "js"), "localhost:3000", fmt.Sprintf("127.0.0.1:%d", port)))
+	beside := filepath.Join("testdata", "node", filepath.Dir(script), "presence.mjs")
+	if err := os.WriteFile(beside, []byte(readText(t, "web/presence.js")), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return script
 }
 
 // TestTheREADMEsTokenIsGood runs what it shows of Node.js.
