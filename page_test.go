@@ -159,6 +159,8 @@ const (
 	nameField  = `role=textbox[name="Name"]`
 	roomField  = `role=textbox[name="Room"]`
 	noteField  = `role=textbox[name="Note to the room"]`
+	friend     = `role=textbox[name="Add a friend"]`
+	friends    = `role=region[name="Friends"] >> role=listitem >> text="%s" >> xpath=ancestor::li`
 	people     = `role=region[name="%s"] >> role=listitem`
 	feed       = `role=log[name="Events"]`
 )
@@ -199,9 +201,25 @@ func TestThePageShowsWhoIsThere(t *testing.T) {
 	p.shows("ann", card("Bob Marley"), hostile)
 	p.shows("ann", feed, "rev ")
 
+	cleo := fmt.Sprintf(friends, "Cleo") // is going to be in another room, on the other node
+	for _, name := range []string{"Cleo", "Bob Marley"} {
+		p.do("ann", "fill", command{"what": friend, "text": name})
+		p.do("ann", "press", command{"what": friend, "key": "Enter"})
+	}
+	p.shows("ann", cleo, "offline")
+	p.shows("ann", fmt.Sprintf(friends, "Bob Marley"), "online")
+	p.open("cleo", s.url(1)+"/?"+url.Values{"room": {room + " 2"}, "name": {"Cleo"}, "friend": {"Ann", "Dora"}}.Encode(), phone)
+	p.shows("ann", cleo, "online")
+	p.shows("ann", "#news", "Cleo is online")
+	p.shows("cleo", fmt.Sprintf(friends, "Ann"), "online")
+	p.shows("cleo", fmt.Sprintf(friends, "Dora"), "offline")
+	p.shot("cleo", "friends-phone-dark")
+	p.assertReadable("cleo")
+
 	p.do("ann", "newTab", command{"what": `role=button[name="Second tab"]`, "as": "second"})
 	p.await("ann", "opened")
 	p.shows("bob", card("Ann"), "2 tabs")
+	p.shows("second", cleo, "online") // the address has the friends
 	p.shows("bob", "#counts", "2 people · 3 connections")
 	p.shot("ann", "room-desktop-light")
 	p.shot("bob", "room-phone-dark")
@@ -209,6 +227,13 @@ func TestThePageShowsWhoIsThere(t *testing.T) {
 	p.assertReadable("bob")
 	p.do("second", "close", nil)
 	p.shows("bob", feed, "Ann has 1 tab left, disconnected")
+
+	p.do("cleo", "close", nil)
+	p.shows("ann", cleo, "offline")
+	p.click("ann", `role=button[name="Remove Cleo"]`)
+	if left := p.texts("ann", `role=region[name="Friends"] >> role=listitem`); len(left) != 1 {
+		t.Errorf("the friends are %q", left)
+	}
 
 	p.click("ann", `role=button[name="Lose the connection"]`)
 	p.shows("bob", feed, "Ann left, disconnected")

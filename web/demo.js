@@ -1,7 +1,7 @@
 // The demo page: shows a room as presence.js sees it, and does to the connection what happens in real life.
 import { afterAll, closeLid, openLid } from "/sleep.js"; // first, so that the others can be put to sleep
 import { io } from "/socket.io/socket.io.esm.min.js";
-import { joinRoom } from "/presence.js";
+import { joinRoom, watchUsers } from "/presence.js";
 
 const SLEEP_MS = 40_000;
 const STOPPED_TYPING_MS = 2_000;
@@ -34,7 +34,9 @@ const count = (n, one, many) => `${n} ${n === 1 ? one : many}`;
 
 let socket;
 let room;
+let friends;
 const cards = new Map(); // of the people, by user
+const rows = new Map(); // of the friends, by user
 
 // The door
 
@@ -46,10 +48,14 @@ $("enter").addEventListener("submit", (event) => {
   event.preventDefault();
   const name = $("name").value.trim();
   const roomName = $("room-name").value.trim();
-  if (!name || !roomName) return;
-  history.replaceState(null, "", `?${new URLSearchParams({ room: roomName, name })}`);
-  enter(roomName, name);
+  if (name && roomName) enter(roomName, name);
 });
+
+/** Keeps in the address what a reload, or a second tab, begins with. */
+function remember(fields) {
+  const all = [...Object.entries(fields), ...[...rows.keys()].map((friend) => ["friend", friend])];
+  history.replaceState(null, "", all.length > 0 ? `?${new URLSearchParams(all)}` : location.pathname);
+}
 
 function enter(roomId, userId) {
   socket = io({ transports: ["websocket"] });
@@ -58,6 +64,11 @@ function enter(roomId, userId) {
   room.on("change", show);
   room.on("status", showStatus);
   room.on("error", ({ error, retrying }) => showRefusal(retrying ? `${error}. Trying again.` : error));
+  friends = watchUsers(socket, rows.keys());
+  friends.on("change", showFriend);
+  friends.on("status", showFriendsStatus);
+  friends.on("error", ({ error }) => showFriendsRefusal(error));
+  remember({ room: roomId, name: userId });
   $("room-title").textContent = roomId;
   document.title = `${roomId} – Presence`;
   $("door").hidden = true;
@@ -68,9 +79,10 @@ function enter(roomId, userId) {
 }
 
 async function leave() {
-  await room.leave();
+  await Promise.all([room.leave(), friends.stop()]);
   socket.disconnect();
-  history.replaceState(null, "", location.pathname);
+  for (const userId of rows.keys()) showFriend({ userId });
+  remember({});
   document.title = "Presence";
   $("feed").replaceChildren();
   $("note").value = "";
@@ -227,6 +239,59 @@ function noted() {
 $("tab").addEventListener("click", () => window.open(location.href, "_blank", "noopener"));
 $("lose").addEventListener("click", () => socket.io.engine.close());
 $("leave").addEventListener("click", leave);
+
+// Friends
+
+$("befriend").addEventListener("submit", (event) => {
+  event.preventDefault();
+  const userId = $("friend").value.trim();
+  $("friend").value = "";
+  if (!userId || rows.has(userId)) return;
+  addFriend(userId);
+  friends.add(userId);
+  remember({ room: room.roomId, name: room.userId });
+});
+
+function addFriend(userId) {
+  const row = element("li", "friend");
+  const remove = element("button", "remove", "×");
+  remove.type = "button";
+  remove.ariaLabel = `Remove ${userId}`;
+  remove.addEventListener("click", () => removeFriend(userId));
+  row.append(element("span", "name", userId), element("span", "state"), remove);
+  rows.set(userId, row);
+  $("friends").append(row);
+  showFriend({ userId });
+}
+
+function removeFriend(userId) {
+  rows.get(userId).remove();
+  rows.delete(userId);
+  friends.remove(userId);
+  remember({ room: room.roomId, name: room.userId });
+  $("friend").focus();
+}
+
+function showFriend({ userId, online }) {
+  const row = rows.get(userId);
+  const known = row.dataset.is !== "unknown" && online !== undefined;
+  row.dataset.is = online === undefined ? "unknown" : online ? "online" : "offline";
+  row.querySelector(".state").textContent = online === undefined ? "not known yet" : row.dataset.is;
+  if (known) announce(`${userId} is ${row.dataset.is}`);
+}
+
+function showFriendsStatus(status) {
+  $("friends").classList.toggle("stale", status !== "joined");
+  if (status === "joined") showFriendsRefusal("");
+}
+
+function showFriendsRefusal(text) {
+  $("friends-refusal").textContent = text;
+  $("friends-refusal").hidden = text === "";
+}
+
+// Sleep
+
 let wakesAt = 0; // 0 = awake
 
 $("sleep").addEventListener("click", () => {
@@ -260,5 +325,6 @@ function wakeUp() {
   openLid();
 }
 
+for (const userId of new Set(wish.getAll("friend"))) addFriend(userId);
 if (wish.get("name") && wish.get("room")) $("enter").requestSubmit();
 else $("name").select();
