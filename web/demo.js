@@ -299,6 +299,7 @@ $("sleep").addEventListener("click", () => {
   closeLid();
   wakesAt = Date.now() + SLEEP_MS;
   showStatus("asleep");
+  showFriendsStatus("asleep");
   $("sleep").textContent = "Wake up";
   for (const control of others()) control.disabled = true;
   countDown(wakesAt);
@@ -322,6 +323,7 @@ function wakeUp() {
   $("sleep").textContent = "Sleep 40 s";
   for (const control of others()) control.disabled = false;
   showStatus(room.status);
+  showFriendsStatus(friends.status);
   openLid();
 }
 
