@@ -43,15 +43,14 @@ func (f facts) count(user string) (n int) {
 
 // ledger is a room as the messages tell it that Redis has published: the truth of the model.
 type ledger struct {
-	room    string
-	rev     int64
-	facts   facts
-	at      map[int64]facts // the room at each revision
-	revs    []int64
-	gone    map[placeID]Reason // why incarnations left
-	joins   map[placeID]bool
-	forgot  bool // Redis has lost the room: the next message may follow any
-	patches map[string]string
+	room   string
+	rev    int64
+	facts  facts
+	at     map[int64]facts // the room at each revision
+	revs   []int64
+	gone   map[placeID]Reason // why incarnations left
+	joins  map[placeID]bool
+	forgot bool // Redis has lost the room: the next message may follow any
 }
 
 // placeID is an incarnation.
@@ -62,12 +61,6 @@ type placeID struct {
 
 func newLedger(room string) *ledger {
 	return &ledger{room: room, facts: facts{}, at: map[int64]facts{0: {}}, gone: map[placeID]Reason{}, joins: map[placeID]bool{}}
-}
-
-// lose is Redis without data.
-func (l *ledger) lose() {
-	l.facts, l.forgot = facts{}, true
-	l.at = map[int64]facts{}
 }
 
 // published enters a message of Redis and checks it.

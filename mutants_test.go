@@ -59,6 +59,8 @@ var mutants = []mutant{
 var awake string
 
 // mutated is what the mutants of the program ask.
+//
+//lint:ignore U1000 it is called in the build that TestModelKillsMutantsOfTheProgram makes
 func mutated(name string) bool { return awake == name }
 
 var onlyMutants = flag.Bool("mutants", false, "this is a build with the mutants of the program: kill them")

@@ -163,16 +163,6 @@ func (o *observer) try(ctx context.Context, event, payload string) (ack wireAck,
 	}
 }
 
-// ok is try for a request that has to work.
-func (o *observer) ok(event, payload string) wireAck {
-	o.t.Helper()
-	ack, err := o.try(o.t.Context(), event, payload)
-	if err != nil || !ack.OK {
-		o.t.Errorf("%s %s is answered with %s, %v", event, short80(payload), ack.text, err)
-	}
-	return ack
-}
-
 // patch sends a heartbeat that changes the state to {"n":n}.
 func (o *observer) patch(ctx context.Context, n int) (wireAck, error) {
 	return o.try(ctx, eventHeartbeat, inRoom(o.room, fmt.Sprintf(`,"patchState":{"n":%d}`, n)))

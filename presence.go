@@ -563,7 +563,7 @@ func (s *Service) read(ctx context.Context, room string) (Snapshot, error) {
 		}
 		v.until, v.Users = answer.int(0), int(answer.int(2))
 		if v.until < v.Rev || isAnother(answer.text(5), v.server) {
-			return Snapshot{}, unavailable(errors.New("Redis lost data of a room while it was read"))
+			return Snapshot{}, unavailable(errors.New("data of a room were lost while it was read"))
 		}
 		s.takeOver(members, answer.pairs(3), answer.pairs(4))
 		if cursor = answer.text(6); cursor == "0" {
