@@ -33,6 +33,9 @@ const howToGetRedis = "redis-server 7 or newer in PATH (apt-get install redis-se
 // startTimeout bounds the start of one Redis server, and the forming of a cluster.
 const startTimeout = 20 * time.Second
 
+// parallelTests is how many of the tests that mostly wait for other processes run at the same time.
+const parallelTests = "6"
+
 // sharedRedis are the servers that all tests of the process use together.
 // Tests keep out of each other's way by room names, and never flush them.
 var sharedRedis = struct {
@@ -43,7 +46,8 @@ var sharedRedis = struct {
 
 // TestMain stops what the tests started, and fails when they left a goroutine behind.
 func TestMain(m *testing.M) {
-	redis.SetLogger(redisLog{}) // lost connections are what many tests are about
+	redis.SetLogger(redisLog{})                  // lost connections are what many tests are about
+	_ = flag.Set("test.parallel", parallelTests) // before the flags of the command are read
 	before := goroutines()
 	code := m.Run()
 	stopSharedRedis()

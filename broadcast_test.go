@@ -118,6 +118,7 @@ type nodeCommand struct {
 // TestBroadcastWithNode is a node of this server beside a Node.js server with the real
 // adapter, and the real emitter.
 func TestBroadcastWithNode(t *testing.T) {
+	t.Parallel()
 	eachBackend(t, func(t *testing.T, b backend) {
 		libraries := []string{"redis", "ioredis"}
 		if b.cluster {

@@ -31,6 +31,7 @@ func browserScript(t *testing.T, script string) *realClients {
 // TestBrowsersMeetOnTwoNodes: pages of another origin join over polling that upgrades, and over WebSocket; they patch, are
 // reloaded, and vanish.
 func TestBrowsersMeetOnTwoNodes(t *testing.T) {
+	t.Parallel()
 	s, c, room := startSite(t, realRedis(t)), startBrowser(t), uniqueRoom(t)
 	ann := c.open("ann", s.url(0), room, "polling", "websocket").Self.ConnID
 	c.await("ann", "upgrade")

@@ -173,6 +173,7 @@ func patchTo(n int) command { return command{"patchState": command{"n": n}} }
 // TestTheRealClientOnEveryTransport has traffic in both directions from the first moment, so also while an upgrade is under
 // way.
 func TestTheRealClientOnEveryTransport(t *testing.T) {
+	t.Parallel()
 	s := startSite(t, realRedis(t))
 	for name, transports := range map[string][]string{
 		"websocket": {"websocket"},
@@ -204,6 +205,7 @@ func TestTheRealClientOnEveryTransport(t *testing.T) {
 }
 
 func TestTheRealClientComesBack(t *testing.T) {
+	t.Parallel()
 	s := startSite(t, realRedis(t))
 	c, room := startClients(t), uniqueRoom(t)
 	c.open("witness", s.url(1), room, "websocket")
@@ -268,6 +270,7 @@ func TestEveryChangeIsSeenOnce_G1(t *testing.T) {
 
 // TestAFloodOfChangesIsSeenOnce_G1 counts what 30 clients on two nodes get.
 func TestAFloodOfChangesIsSeenOnce_G1(t *testing.T) {
+	t.Parallel()
 	const clients, changes = 30, 2000
 	s := startSite(t, realRedis(t))
 	flood := nodeScript(t, "flood.mjs", uniqueRoom(t), fmt.Sprint(clients), fmt.Sprint(changes), s.url(0), s.url(1))

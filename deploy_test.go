@@ -33,6 +33,7 @@ import (
 // TestTheDockerfileBuildsAStaticBinary does by hand what Docker does: it copies what is to be copied, and runs the command
 // that builds.
 func TestTheDockerfileBuildsAStaticBinary(t *testing.T) {
+	t.Parallel()
 	text, dir := readText(t, "deploy/Dockerfile"), t.TempDir()
 	stage, _, _ := strings.Cut(text, "FROM scratch")
 	for _, copied := range regexp.MustCompile(`(?m)^COPY (.*) (\S+)$`).FindAllStringSubmatch(stage, -1) {
@@ -260,6 +261,7 @@ func (p *proxy) nodeOf(t *testing.T, url, from string) string {
 // TestNginxInFrontOfTwoNodes has polling clients whose requests have to stay with one node, and WebSockets, plain and with
 // TLS; then a node dies.
 func TestNginxInFrontOfTwoNodes(t *testing.T) {
+	t.Parallel()
 	if runtime.GOOS != "linux" {
 		t.Skip("only Linux has many addresses for itself")
 	}

@@ -445,6 +445,7 @@ func balance(t *testing.T, addrs []string) (url string) {
 
 // TestTheRealClientIsHandedOver has clients of socket.io-client come back by themselves to whichever node is there.
 func TestTheRealClientIsHandedOver(t *testing.T) {
+	t.Parallel()
 	const clients = 10
 	b, room := realRedis(t), uniqueRoom(t)
 	s := startService(t, b.open(t), Options{})

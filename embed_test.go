@@ -12,6 +12,7 @@ import (
 var embeddable = []string{"presence.go", "reaper.go", "bridge.go", "keys.go", "types.go", "lua"}
 
 func TestTheEmbeddableFilesAreAProgramOfTheirOwnWithTheRedisClientOnly(t *testing.T) {
+	t.Parallel()
 	if testing.Short() {
 		t.Skip("builds a program")
 	}

@@ -16,6 +16,7 @@ import (
 
 // TestTheClientHelperByItself runs its tests against a socket that is none.
 func TestTheClientHelperByItself(t *testing.T) {
+	t.Parallel()
 	needNode(t)
 	out, err := exec.CommandContext(t.Context(), "node", filepath.Join("testdata", "node", "presence.test.mjs")).CombinedOutput()
 	if err != nil {
@@ -161,6 +162,7 @@ func (s *helperSite) assertNothingWrong() {
 // TestTheClientHelperStaysInItsRooms: it loses its connection, its node, Redis and its time, and comes back each time with
 // what was patched meanwhile; views end as the room is (G3, G8).
 func TestTheClientHelperStaysInItsRooms_G3_G8(t *testing.T) {
+	t.Parallel()
 	s := startHelperSite(t, nodeScript(t, "rooms.mjs"))
 	room, other := uniqueRoom(t), uniqueRoom(t)
 	s.do("ann", "open", command{"url": s.url(0)})
@@ -273,6 +275,7 @@ func (s *helperSite) knows(client string, want map[string]bool) {
 // change, the view ends as the room is (G3); users are seen wherever they are. A lost connection and a killed node make no
 // difference.
 func TestTheClientHelperFoldsAndWatches_G3(t *testing.T) {
+	t.Parallel()
 	s := startHelperSite(t, nodeScript(t, "rooms.mjs"))
 	room, other := uniqueRoom(t), uniqueRoom(t)
 	crowd := make([]string, 10)

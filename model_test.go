@@ -1049,6 +1049,7 @@ func trace(steps []modelStep) string {
 }
 
 func TestModel_G1_G2_G3_G4_G5_G6_G7_G8(t *testing.T) {
+	t.Parallel()
 	runners := startRunners(t)
 	for _, r := range runners {
 		r.load(t, func(text string) string { return text })

@@ -126,6 +126,7 @@ func TestModelKillsMutantsOfTheScripts(t *testing.T) {
 
 // TestModelKillsMutantsOfTheProgram builds this test once more, with the mutants in it, and runs the next one there.
 func TestModelKillsMutantsOfTheProgram(t *testing.T) {
+	t.Parallel()
 	if *onlyMutants || raceDetector() || testing.Short() {
 		t.Skip("the build of the mutants takes its time")
 	}

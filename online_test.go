@@ -100,6 +100,7 @@ func (w *watching) wantTold(user string, want ...bool) {
 }
 
 func TestWatchingUsersAcrossRoomsAndNodes(t *testing.T) {
+	t.Parallel()
 	eachWire(t, func(t *testing.T, w wire) {
 		settings := []string{fmt.Sprintf("PRESENCE_SHARDED_PUBSUB=%t", w.sharded)}
 		near, far, room := startNodeFor(t, w.backend, settings...), startNodeFor(t, w.backend, settings...), uniqueRoom(t)
@@ -216,6 +217,7 @@ func TestWatchedUsersOverFaults_G8(t *testing.T) {
 
 // The bound is that of a member of a lost node, and 2 s for telling.
 func TestUsersOfAKilledNodeAreOffline(t *testing.T) {
+	t.Parallel()
 	all, started := startNodes(t, 2), time.Now()
 	dialUser(t, all.nodes[0].address()).join("r", "ann", "{}")
 	u, online := watchUsersAt(t, all.nodes[1].address(), "ann")

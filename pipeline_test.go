@@ -144,6 +144,7 @@ func TestCallsToAHungRedisDoNotPileUp(t *testing.T) {
 
 // TestADeadMasterStopsNobodyElse also follows the rooms of a cluster to all of its masters.
 func TestADeadMasterStopsNobodyElse(t *testing.T) {
+	t.Parallel()
 	needRedis(t)
 	c, err := startCluster()
 	if err != nil {
