@@ -270,7 +270,6 @@ func TestEveryChangeIsSeenOnce_G1(t *testing.T) {
 
 // TestAFloodOfChangesIsSeenOnce_G1 counts what 30 clients on two nodes get.
 func TestAFloodOfChangesIsSeenOnce_G1(t *testing.T) {
-	t.Parallel()
 	const clients, changes = 30, 2000
 	s := startSite(t, realRedis(t))
 	flood := nodeScript(t, "flood.mjs", uniqueRoom(t), fmt.Sprint(clients), fmt.Sprint(changes), s.url(0), s.url(1))

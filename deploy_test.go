@@ -180,7 +180,7 @@ func startProxy(t *testing.T, s *site) *proxy {
 		<-ended
 	}
 	t.Cleanup(p.stop)
-	if !poll(15*time.Second, func() bool { return accepts(plain) && accepts(secure) }) {
+	if !poll(startTimeout, func() bool { return accepts(plain) && accepts(secure) }) {
 		t.Fatalf("nginx does not start:\n%s", out)
 	}
 	return p

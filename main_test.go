@@ -98,7 +98,7 @@ func (p *program) address() string {
 		found = listening.FindStringSubmatch(p.out.String())
 		return found != nil
 	}
-	if !poll(15*time.Second, listens) {
+	if !poll(2*startTimeout, listens) {
 		p.t.Fatalf("the program does not listen:\n%s", p.out)
 	}
 	return "127.0.0.1:" + found[1]

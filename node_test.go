@@ -11,6 +11,9 @@ import (
 	"time"
 )
 
+// scriptPatience bounds the silence of a script. A flood of 60,000 events takes one 7 s where nothing else runs.
+const scriptPatience = 90 * time.Second
+
 // nodeProcess is a script of testdata/node that runs beside the test and talks with
 // it in lines of JSON.
 type nodeProcess struct {
@@ -85,8 +88,8 @@ func (p *nodeProcess) next() string {
 			p.t.Fatal("the script has ended")
 		}
 		return line
-	case <-time.After(15 * time.Second):
-		p.t.Fatal("the script says nothing for 15 s")
+	case <-time.After(scriptPatience):
+		p.t.Fatalf("the script says nothing for %v", scriptPatience)
 	}
 	return ""
 }
