@@ -134,28 +134,32 @@ func (o *observer) heard(kind EventType) int {
 }
 
 // try sends an event and waits for its acknowledgement, which may be a refusal. The error is that none came.
-func (o *observer) try(ctx context.Context, event, payload string) (ack wireAck, err error) {
-	acked := make(chan struct{})
+func (o *observer) try(ctx context.Context, event, payload string) (wireAck, error) {
+	type answer struct {
+		ack wireAck
+		err error
+	}
+	acked := make(chan answer, 1) // who waits may be gone when it comes
 	o.mu.Lock()
 	o.user.calls++
 	id := fmt.Sprint(o.user.calls)
 	o.waiting[id] = func(text []byte) {
-		ack.text = string(text)
-		err = json.Unmarshal(text, &ack)
-		if event == eventJoin && ack.OK {
+		got := answer{ack: wireAck{text: string(text)}}
+		got.err = json.Unmarshal(text, &got.ack)
+		if event == eventJoin && got.ack.OK {
 			var parts struct{ Snapshot json.RawMessage }
 			_ = json.Unmarshal(text, &parts) // it could be read before
-			o.mirror.begin(parts.Snapshot, ack.Rev)
+			o.mirror.begin(parts.Snapshot, got.ack.Rev)
 		}
-		close(acked)
+		acked <- got
 	}
 	o.mu.Unlock()
 	if err := o.write(`42` + id + `["` + event + `"` + strings.TrimSuffix(","+payload, ",") + `]`); err != nil {
 		return wireAck{}, err
 	}
 	select {
-	case <-acked:
-		return ack, err
+	case got := <-acked:
+		return got.ack, got.err
 	case <-o.ended:
 		return wireAck{}, errEnded
 	case <-ctx.Done():
