@@ -116,9 +116,9 @@ type nodeCommand struct {
 }
 
 // TestBroadcastWithNode is a node of this server beside a Node.js server with the real
-// adapter, and the real emitter.
+// adapter, and the real emitter. Not parallel to others: what goes to everybody would reach
+// the sockets of their nodes.
 func TestBroadcastWithNode(t *testing.T) {
-	t.Parallel()
 	eachBackend(t, func(t *testing.T, b backend) {
 		libraries := []string{"redis", "ioredis"}
 		if b.cluster {
