@@ -20,7 +20,6 @@ var knownBy = map[string][]string{
 	"github.com/gobwas/":                {"websocket.go", "engineio.go", "session.go", "limits.go"},
 	"github.com/golang-jwt/jwt/v5":      {"auth.go"},
 	"github.com/prometheus/":            {"metrics.go"},
-	"golang.org/x/sys/unix":             {"writev_unix.go"},
 	"github.com/vmihailenco/msgpack/v5": {"broadcast.go"},
 }
 

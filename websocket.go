@@ -132,9 +132,9 @@ func accept(w http.ResponseWriter, r *http.Request, o *socketOptions) (*webSocke
 
 // init makes x ready for conn; early is what the client sent in the same segment as its handshake.
 func (x *webSocket) init(conn net.Conn, early []byte, o *socketOptions) {
-	var from io.Reader = conn
+	var from io.Reader = quiet(conn)
 	if len(early) > 0 {
-		from = io.MultiReader(bytes.NewReader(early), conn)
+		from = io.MultiReader(bytes.NewReader(early), from)
 	}
 	x.in = frameReader{in: bufio.NewReaderSize(from, readBuffer), max: o.MaxMessageBytes, state: ws.StateServerSide}
 	x.outbox = outbox{conn: conn, limit: o.MaxUnsentBytes, timeout: o.WriteTimeout}

@@ -1,10 +1,16 @@
-//go:build !linux && !darwin
+//go:build !linux
 
 package main
 
-import "errors"
+import (
+	"errors"
+	"net"
+)
 
 // canWritev: a goroutine writes here, which is slower.
 const canWritev = false
 
 func writev(uintptr, [][]byte) (int, error) { return 0, errors.ErrUnsupported }
+
+// quiet makes no difference here.
+func quiet(conn net.Conn) net.Conn { return conn }
