@@ -60,6 +60,7 @@ type handlers struct {
 	metrics   *metrics
 	log       *slog.Logger
 	draining  atomic.Bool
+	deadlines deadlines
 	everyone  func(func(*client)) // calls back for each client of this node
 }
 
@@ -214,9 +215,7 @@ func (c *connection) tooMany(name string, known bool, id ackID) {
 type request func(ctx context.Context, payload []byte, id ackID) (ack []byte, err error)
 
 func (c *connection) answer(name string, respond request, payload []byte, id ackID) {
-	ctx, cancel := context.WithTimeout(context.Background(), answerWithin)
-	defer cancel()
-	ack, err := respond(ctx, payload, id)
+	ack, err := respond(c.deadlines.next(), payload, id)
 	if err != nil {
 		ack = c.refusal(name, err).appendAck(nil)
 	} else {
@@ -429,8 +428,7 @@ func (c *connection) pong() {
 	if !c.pongs {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), answerWithin)
-	defer cancel()
+	ctx := c.deadlines.next()
 	for _, m := range c.rooms {
 		if _, err := c.refresh(ctx, m, nil, false); err != nil {
 			c.log.Debug("a pong has not refreshed a member", "room", m.Room, "conn", m.Conn, "error", err)
@@ -596,8 +594,7 @@ func (c *connection) confirm(ctx context.Context, m Member, how removal) error {
 // ended is called once, after the last event.
 func (c *connection) ended(reason endReason) {
 	c.expiry.stop()
-	ctx, cancel := context.WithTimeout(context.Background(), answerWithin)
-	defer cancel()
+	ctx := c.deadlines.next()
 	c.unwatchAll()
 	grace := c.service.options.Grace
 	until := time.Now().Add(grace)

@@ -138,3 +138,13 @@ func roomOfChannel(channel string) (room string, ok bool) {
 	}
 	return strings.CutSuffix(rest, eventsSuffix)
 }
+
+// hashTag is the part of a key that decides where in a cluster it is.
+func hashTag(key string) string {
+	if _, behind, ok := strings.Cut(key, "{"); ok {
+		if tag, _, ok := strings.Cut(behind, "}"); ok && tag != "" {
+			return tag
+		}
+	}
+	return key
+}

@@ -154,3 +154,14 @@ func FuzzNoTwoPlacesShareAKey(f *testing.F) {
 		}
 	})
 }
+
+func TestHashTag(t *testing.T) {
+	for key, want := range map[string]string{
+		"prs:{room:a}:rev": "room:a", "prs:{room:a}b}:rev": "room:a", "prs:{room:{a}:rev": "room:{a", "prs:user:u:conns": "prs:user:u:conns",
+		"prs:user:{}:conns": "prs:user:{}:conns", "prs:user:{u:conns": "prs:user:{u:conns", "": "",
+	} {
+		if got := hashTag(key); got != want {
+			t.Errorf("of %q is %q, want %q", key, got, want)
+		}
+	}
+}

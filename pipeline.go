@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -15,6 +17,9 @@ const (
 	pipelineBatch   = 64
 	pipelineWorkers = 3
 
+	// Keys of calls that share one EVALSHA at most, so that Redis is not held up: some 10 µs go with each.
+	mergedKeys = 256
+
 	// A call that failed after so long shows that Redis owes an answer.
 	pipelineDoubt = time.Second
 
@@ -26,12 +31,14 @@ const (
 var errOwes = errors.New("an earlier call to Redis has no answer yet")
 
 // pipelines is a Redis client whose scripts share round trips: what waits for one master goes out together, what comes
-// alone goes at once. A call that may have reached Redis is never sent again. While a master owes an answer, calls to it
-// fail at once instead of piling up.
+// alone goes at once. Calls of a script that is in merged share an EVALSHA as well, as lua/calls.lua says; in a cluster those
+// whose keys have the same hash tag. A call that may have reached Redis is never sent again. While a master owes an answer,
+// calls to it fail at once instead of piling up.
 type pipelines struct {
 	redis.UniversalClient
 	single  *redis.Client        // nil with a cluster
 	cluster *redis.ClusterClient // nil without
+	merged  map[string]bool      // digests; not changed after the first call
 
 	mu       sync.Mutex
 	lines    map[*redis.Client]*pipeline
@@ -44,7 +51,7 @@ type pipelines struct {
 
 // newPipelines takes a *redis.Client or a *redis.ClusterClient.
 func newPipelines(rdb redis.UniversalClient) *pipelines {
-	p := &pipelines{UniversalClient: rdb, lines: map[*redis.Client]*pipeline{}}
+	p := &pipelines{UniversalClient: rdb, merged: map[string]bool{}, lines: map[*redis.Client]*pipeline{}}
 	switch rdb := rdb.(type) {
 	case *redis.Client:
 		p.single = rdb
@@ -62,35 +69,38 @@ func (p *pipelines) Close() error {
 	return p.UniversalClient.Close()
 }
 
+// merge has scripts of these digests share calls from now on. Call it before the first of them is sent.
+func (p *pipelines) merge(digests ...string) {
+	for _, sha := range digests {
+		p.merged[sha] = true
+	}
+}
+
+// EvalSha sends keys and args as they are: at least one key.
 func (p *pipelines) EvalSha(ctx context.Context, sha string, keys []string, args ...any) *redis.Cmd {
-	cmd := scriptCmd(ctx, "evalsha", sha, keys, args)
-	err := p.process(ctx, keys[0], cmd)
-	var answer redis.Error
+	cmd := redis.NewCmd(ctx)
+	answer, err := p.process(ctx, &pipelinedCall{sha: sha, keys: keys, args: args, done: make(chan struct{})})
+	var answered redis.Error
 	switch {
 	case err == nil:
+		cmd.SetVal(answer)
 		return cmd
 	case redis.HasErrorPrefix(err, "MOVED"), redis.HasErrorPrefix(err, "ASK"), errors.Is(err, redis.ErrClosed):
 		p.reload()
 		return p.UniversalClient.EvalSha(ctx, sha, keys, args...) // it has not run, and this follows the redirection
-	case !errors.As(err, &answer):
+	case !errors.As(err, &answered):
 		p.reload()
 	}
-	return failedCmd(ctx, err)
-}
-
-// process sends cmd to the master of a key. After an error, cmd may still change and must not be read.
-func (p *pipelines) process(ctx context.Context, key string, cmd *redis.Cmd) error {
-	l, err := p.lineFor(ctx, key)
-	if err != nil {
-		return err
-	}
-	return l.process(ctx, cmd)
-}
-
-func failedCmd(ctx context.Context, err error) *redis.Cmd {
-	cmd := redis.NewCmd(ctx)
 	cmd.SetErr(err)
 	return cmd
+}
+
+func (p *pipelines) process(ctx context.Context, c *pipelinedCall) (answer any, err error) {
+	l, err := p.lineFor(ctx, c.keys[0])
+	if err != nil {
+		return nil, err
+	}
+	return l.process(ctx, c)
 }
 
 // lineFor is the pipeline to the master of a key.
@@ -103,7 +113,7 @@ func (p *pipelines) lineFor(ctx context.Context, key string) (*pipeline, error) 
 	defer p.mu.Unlock()
 	l := p.lines[client]
 	if l == nil {
-		l = &pipeline{client: client, calls: make(chan *pipelinedCall, pipelineBatch), ctx: p.ctx, work: &p.work}
+		l = &pipeline{of: p, client: client, calls: make(chan *pipelinedCall, pipelineBatch), ctx: p.ctx, work: &p.work}
 		for range pipelineWorkers {
 			p.work.Go(l.serve)
 		}
@@ -140,6 +150,7 @@ func (p *pipelines) reload() {
 
 // pipeline carries the calls to one master.
 type pipeline struct {
+	of     *pipelines
 	client *redis.Client
 	calls  chan *pipelinedCall
 	owes   atomic.Bool // and a probe is under way
@@ -147,38 +158,46 @@ type pipeline struct {
 	work   *sync.WaitGroup
 }
 
-// pipelinedCall is one call. Either its caller gives it up, or a worker takes it and calls back.
+// pipelinedCall is one call. Either its caller gives it up, or a worker takes it and closes done.
 type pipelinedCall struct {
-	cmd   redis.Cmder
-	taken atomic.Bool
-	done  chan struct{}
+	sha  string
+	keys []string
+	args []any
+
+	taken  atomic.Bool
+	done   chan struct{}
+	answer any
+	err    error
 }
 
-func (l *pipeline) process(ctx context.Context, cmd redis.Cmder) error {
+func (l *pipeline) process(ctx context.Context, c *pipelinedCall) (any, error) {
 	if l.owes.Load() {
-		return errOwes
+		return nil, errOwes
 	}
 	began := time.Now()
-	err := l.await(ctx, cmd)
+	answer, err := l.await(ctx, c)
 	if err != nil && time.Since(began) >= pipelineDoubt && !l.owes.Swap(true) {
 		l.work.Go(l.probe)
 	}
-	return err
+	return answer, err
 }
 
-func (l *pipeline) await(ctx context.Context, cmd redis.Cmder) error {
-	c := &pipelinedCall{cmd: cmd, done: make(chan struct{})}
+func (l *pipeline) await(ctx context.Context, c *pipelinedCall) (any, error) {
 	select {
 	case l.calls <- c:
-	case <-ctx.Done():
-		return ctx.Err()
+	default:
+		select {
+		case l.calls <- c:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
 	}
 	select {
 	case <-c.done:
-		return cmd.Err()
+		return c.answer, c.err
 	case <-ctx.Done():
 		c.taken.Store(true) // a worker that comes to it later leaves it
-		return ctx.Err()
+		return nil, ctx.Err()
 	}
 }
 
@@ -216,16 +235,63 @@ func (l *pipeline) gather(first *pipelinedCall) []*pipelinedCall {
 }
 
 func (l *pipeline) send(batch []*pipelinedCall) {
-	pipe := l.client.Pipeline()
-	sent := batch[:0]
+	var list []*evalSha
 	for _, c := range batch {
 		if !c.taken.Swap(true) {
-			_ = pipe.Process(l.ctx, c.cmd)
-			sent = append(sent, c)
+			list = l.place(c, list)
 		}
 	}
-	_, _ = pipe.Exec(l.ctx) // each call has an error of its own
-	for _, c := range sent {
+	pipe := l.client.Pipeline()
+	for _, e := range list {
+		e.cmd = scriptCmd(l.ctx, "evalsha", e.sha, e.keys, e.args)
+		_ = pipe.Process(l.ctx, e.cmd)
+	}
+	_, _ = pipe.Exec(l.ctx) // each command has an error of its own
+	for _, e := range list {
+		e.settle()
+	}
+}
+
+// evalSha is one command, and the calls that it carries.
+type evalSha struct {
+	sha   string
+	tag   string // that all keys have in common; "" = they need not
+	keys  []string
+	args  []any
+	calls []*pipelinedCall
+	cmd   *redis.Cmd
+}
+
+// place adds a call to a command of the list, or to the list.
+func (l *pipeline) place(c *pipelinedCall, list []*evalSha) []*evalSha {
+	merges, tag := l.of.merged[c.sha], ""
+	if merges && l.of.cluster != nil {
+		tag = hashTag(c.keys[0])
+	}
+	if merges {
+		for _, e := range list {
+			if e.sha == c.sha && e.tag == tag && len(e.keys)+len(c.keys) <= mergedKeys {
+				e.keys, e.args, e.calls = append(e.keys, c.keys...), append(e.args, c.args...), append(e.calls, c)
+				return list
+			}
+		}
+	}
+	return append(list, &evalSha{sha: c.sha, tag: tag, keys: slices.Clip(c.keys), args: slices.Clip(c.args), calls: []*pipelinedCall{c}})
+}
+
+// settle gives every call its answer: to each an answer as it would have had alone.
+func (e *evalSha) settle() {
+	answer, err := e.cmd.Result()
+	answers, _ := answer.([]any)
+	for i, c := range e.calls {
+		switch {
+		case err != nil || len(e.calls) == 1:
+			c.answer, c.err = answer, err
+		case len(answers) == len(e.calls):
+			c.answer = answers[i : i+1 : i+1]
+		default:
+			c.err = fmt.Errorf("%d answers to %d calls", len(answers), len(e.calls))
+		}
 		close(c.done)
 	}
 }

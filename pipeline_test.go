@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -12,12 +14,30 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// tripHook counts round trips of pipelines and how many scripts went in each. While it is closed, none leaves.
+// tripHook counts round trips of pipelines, the commands in them and the calls in these. While it is closed, none leaves.
 type tripHook struct {
 	gate    sync.RWMutex
 	trips   atomic.Int64
+	evals   atomic.Int64
 	scripts atomic.Int64
-	largest atomic.Int64
+	largest atomic.Int64 // calls of one command
+}
+
+// callsOf counts the calls that an EVALSHA carries, and checks that their keys and arguments are all there is.
+func callsOf(words []any) (calls int64) {
+	keys := words[2].(int)
+	args := words[3+keys:]
+	if len(args) == 0 {
+		return 1 // none of ours
+	}
+	for ; len(args) > 0; calls++ {
+		keys -= args[0].(int)
+		args = args[2+args[1].(int):]
+	}
+	if keys != 0 {
+		panic(fmt.Sprintf("%d keys belong to no call", keys))
+	}
+	return calls
 }
 
 func (*tripHook) DialHook(next redis.DialHook) redis.DialHook          { return next }
@@ -26,8 +46,11 @@ func (*tripHook) ProcessHook(next redis.ProcessHook) redis.ProcessHook { return 
 func (h *tripHook) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
 	return func(ctx context.Context, cmds []redis.Cmder) error {
 		h.trips.Add(1)
-		h.scripts.Add(int64(len(cmds)))
-		h.largest.Store(max(h.largest.Load(), int64(len(cmds))))
+		for _, cmd := range cmds {
+			h.scripts.Add(callsOf(cmd.Args()))
+			h.evals.Add(1)
+			h.largest.Store(max(h.largest.Load(), callsOf(cmd.Args())))
+		}
 		h.gate.RLock()
 		defer h.gate.RUnlock()
 		return next(ctx, cmds)
@@ -56,7 +79,7 @@ func TestScriptsThatWaitShareARoundTrip(t *testing.T) {
 	p, hook := startPipelines(t, realRedis(t))
 	s, room := startService(t, p, Options{}), uniqueRoom(t)
 	m := mustJoin(t, s, room, "ann", "a", "{}")
-	trips, scripts := hook.trips.Load(), hook.scripts.Load()
+	trips, scripts, evals := hook.trips.Load(), hook.scripts.Load(), hook.evals.Load()
 	// More than the workers can take before the gate: up to a whole batch each. All others wait behind them.
 	const calls = (pipelineWorkers + 2) * pipelineBatch
 	open := hook.shut(t)
@@ -82,6 +105,111 @@ func TestScriptsThatWaitShareARoundTrip(t *testing.T) {
 	if n := hook.largest.Load(); n > pipelineBatch {
 		t.Errorf("%d scripts in one round trip", n)
 	}
+	if n := hook.evals.Load() - evals; n > calls/8 {
+		t.Errorf("%d heartbeats took %d commands", calls, n)
+	}
+}
+
+// TestCallsInOneCommandAreAsGoodAsAlone: each has its own answer, a failed one harms no other, and the order is kept.
+func TestCallsInOneCommandAreAsGoodAsAlone(t *testing.T) {
+	eachBackend(t, func(t *testing.T, b backend) {
+		rdb := b.open(t)
+		p := newPipelines(rdb)
+		t.Cleanup(func() { p.stop(); p.work.Wait() })
+		s, room := startService(t, p, Options{}), uniqueRoom(t)
+		spoiled := uniqueRoom(t)
+		l, err := p.lineFor(t.Context(), keysOf(room).meta())
+		must(t, err)
+		other := mustJoin(t, s, spoiled, "bob", "b", "{}")
+		if _, _, err := s.heartbeat(t.Context(), &other, nil, 0); err != nil { // Redis knows the script then
+			t.Fatal(err)
+		}
+		spoil(t, rdb, keysOf(spoiled).lastSeen())
+		var calls []*pipelinedCall
+		var members []Member
+		sha := func() string {
+			if s.unflags.Load() {
+				return s.scripts.heartbeat.plain.sha
+			}
+			return s.scripts.heartbeat.flagged.sha
+		}
+		add := func(m Member, epoch int64) {
+			keys := []string{keysOf(m.Room).lastSeen(), keysOf(m.Room).revision(), connKey(m.Room, m.Conn)}
+			calls = append(calls, &pipelinedCall{sha: sha(), keys: keys, done: make(chan struct{}),
+				args: []any{3, 4, m.Conn, epoch, m.Rev, 60_000}})
+			members = append(members, m)
+		}
+		for i := range 2 * mergedKeys / 3 {
+			m := mustJoin(t, s, room, "ann", fmt.Sprint("c", i), "{}")
+			if _, _, err := s.heartbeat(t.Context(), &m, nil, 0); err != nil {
+				t.Fatal(err)
+			}
+			add(m, m.Epoch)
+			switch i {
+			case 3:
+				add(m, 7)
+			case 5:
+				add(Member{Room: room, Conn: "nobody", Rev: 7}, 7)
+			case 7:
+				if !b.cluster {
+					add(other, other.Epoch)
+				}
+			}
+		}
+		l.send(calls)
+		for i, c := range calls {
+			<-c.done
+			must(t, c.err)
+			own := reply(c.answer.([]any)).list(0)
+			m, want := members[i], "ok"
+			switch {
+			case m.Conn == "nobody":
+				want = "missing"
+			case m.Room == spoiled:
+				want = "error"
+			case c.args[3] == int64(7):
+				want = "epoch"
+			}
+			if own.verdict() != want || want == "ok" && own.int(1) != m.Rev || want == "error" && !wrongType(scriptError(own.text(1))) {
+				t.Errorf("call %d for %s: %v, want %s", i, m.Conn, own, want)
+			}
+		}
+		if want := (len(calls)*3 + mergedKeys - 1) / (mergedKeys / 3 * 3); len(merges(l, calls)) > want+1 {
+			t.Errorf("%d calls went in %d commands", len(calls), len(merges(l, calls)))
+		}
+	})
+}
+
+// merges are the commands that carry the calls.
+func merges(l *pipeline, calls []*pipelinedCall) (list []*evalSha) {
+	for _, c := range calls {
+		list = l.place(c, list)
+	}
+	return list
+}
+
+func TestOnlyKeysOfOneTagGoTogetherInACluster(t *testing.T) {
+	call := func(sha, key string) *pipelinedCall { return &pipelinedCall{sha: sha, keys: []string{key}} }
+	calls := []*pipelinedCall{
+		call("light", "prs:{room:a}:rev"), call("light", "prs:{room:b}:rev"), call("light", "prs:{room:a}:rev"),
+		call("heavy", "prs:{room:a}:rev"), call("heavy", "prs:{room:a}:rev"), call("light", "prs:user:u:conns"), call("light", "prs:user:v:conns"),
+	}
+	for name, tc := range map[string]struct {
+		cluster *redis.ClusterClient
+		want    []int // calls in each command
+	}{
+		"one server": {nil, []int{5, 1, 1}},
+		"cluster":    {&redis.ClusterClient{}, []int{2, 1, 1, 1, 1, 1}},
+	} {
+		l := &pipeline{of: &pipelines{cluster: tc.cluster, merged: map[string]bool{"light": true}}}
+		var got []int
+		for _, e := range merges(l, calls) {
+			got = append(got, len(e.calls))
+		}
+		if !slices.Equal(got, tc.want) {
+			t.Errorf("%s: %v, want %v", name, got, tc.want)
+		}
+	}
 }
 
 func TestAScriptThatWasGivenUpBeforeItsTurnIsNotSent(t *testing.T) {
@@ -93,7 +221,7 @@ func TestAScriptThatWasGivenUpBeforeItsTurnIsNotSent(t *testing.T) {
 	open := hook.shut(t)
 	var work sync.WaitGroup
 	for busy := range int64(pipelineWorkers) { // one by one, else a worker takes several
-		work.Go(func() { _ = l.process(t.Context(), scriptCmd(t.Context(), "eval", "return 1", []string{"key"}, nil)) })
+		work.Go(func() { _ = p.EvalSha(t.Context(), "none", []string{"key"}) })
 		eventually(t, 5*time.Second, "one more worker is busy", func() bool { return hook.trips.Load() == busy+1 })
 	}
 	ctx, giveUp := context.WithCancel(t.Context())
@@ -105,7 +233,7 @@ func TestAScriptThatWasGivenUpBeforeItsTurnIsNotSent(t *testing.T) {
 	eventually(t, 5*time.Second, "the call waits", func() bool { return len(l.calls) == 1 })
 	giveUp()
 	eventually(t, 5*time.Second, "the call is given up", func() bool { return len(l.calls) == 1 && ctx.Err() != nil })
-	work.Go(func() { _ = l.process(t.Context(), scriptCmd(t.Context(), "eval", "return 2", []string{"key"}, nil)) })
+	work.Go(func() { _ = p.EvalSha(t.Context(), "none", []string{"key"}) })
 	eventually(t, 5*time.Second, "another one waits", func() bool { return len(l.calls) == 2 })
 	open()
 	work.Wait()

@@ -84,6 +84,9 @@ func newService(rdb redis.UniversalClient, o Options, loaded scripts) *Service {
 	if o.OnLeave == nil {
 		o.OnLeave = func(Reason, int) {}
 	}
+	if lines, ok := rdb.(*pipelines); ok {
+		lines.merge(loaded.light()...)
+	}
 	s := &Service{rdb: rdb, options: o, scripts: loaded, publish: "PUBLISH", announce: "PUBLISH"}
 	if o.Sharded {
 		s.publish, s.announce = "SPUBLISH", "SPUBLISH"
@@ -935,16 +938,25 @@ func loadScripts(tell bool) scripts {
 	}
 }
 
+// light gives the digests of the scripts whose work for one call is small whatever the room holds.
+func (s scripts) light() (digests []string) {
+	for _, sc := range []*script{s.join, s.heartbeat, s.patch, s.restore, s.remove, s.hold, s.indexRoom, s.indexUser, s.unindexUser, s.noteRooms} {
+		digests = append(digests, sc.flagged.sha, sc.plain.sha)
+	}
+	return digests
+}
+
 // loadScript joins files of lua/. They are part of the program, so a missing one is a mistake in this file.
 func loadScript(kind scriptKind, index string, files ...string) *script {
-	return newScript(kind, index, files, luaText(files...))
+	libraries, body := luaText(append([]string{"calls"}, files[:len(files)-1]...)...), luaText(files[len(files)-1])
+	return newScript(kind, index, files, libraries+"local function run()\n"+body+"end\n"+luaText("answers"))
 }
 
 // loadTellingScript puts lua/tell.lua around the last file.
 func loadTellingScript(kind scriptKind, index string, files ...string) *script {
-	last := len(files) - 1
-	sc := newScript(kind, index, files,
-		luaText(append(slices.Clone(files[:last]), "tell")...)+"local function change()\n"+luaText(files[last])+"end\nreturn with_told(change())\n")
+	libraries, body := luaText(append([]string{"calls"}, files[:len(files)-1]...)...), luaText(files[len(files)-1])
+	sc := newScript(kind, index, files, libraries+luaText("tell")+"local function change()\n"+body+"end\n"+
+		"local function run() return with_told(change) end\n"+luaText("answers"))
 	sc.tells = true
 	return sc
 }
@@ -1118,20 +1130,33 @@ func (s *Service) send(ctx context.Context, sc *script, keys []string, args []an
 	if flagged {
 		text = sc.flagged
 	}
-	answer, err := s.rdb.EvalSha(ctx, text.sha, keys, args...).Result()
+	call := append([]any{len(keys), len(args)}, args...)
+	answer, err := s.rdb.EvalSha(ctx, text.sha, keys, call...).Result()
 	if redis.HasErrorPrefix(err, "NOSCRIPT") {
-		answer, err = s.rdb.Eval(ctx, text.source, keys, args...).Result()
+		answer, err = s.rdb.Eval(ctx, text.source, keys, call...).Result()
 	}
 	if flagged && err != nil && strings.Contains(err.Error(), "ompil") {
 		s.unflags.Store(true)
 		return s.send(ctx, sc, keys, args)
 	}
-	if errors.Is(err, redis.Nil) {
-		err = nil
+	if err != nil {
+		return nil, err
 	}
 	list, _ := answer.([]any)
-	return list, err
+	own := reply(list).list(0)
+	if own.verdict() == "error" {
+		return nil, scriptError(own.text(1))
+	}
+	return own, nil
 }
+
+// scriptError is what stopped a script, as lua/answers.lua tells it.
+type scriptError string
+
+func (e scriptError) Error() string { return string(e) }
+
+// RedisError marks it as an answer of Redis.
+func (scriptError) RedisError() {}
 
 // onceCluster is a client of a cluster that never sends a script again whose answer was lost. It follows redirections: a
 // script that was redirected has not run.

@@ -7,7 +7,7 @@ import (
 )
 
 // idleWorkers is how many goroutines are kept for the next job.
-const idleWorkers = 32
+const idleWorkers = 128
 
 // workers run jobs that need much stack on goroutines of their own. A stack doubles when it is too small and shrinks only
 // with a garbage collection, so a client that joined would keep what its join needed as long as it is idle.

@@ -7,12 +7,6 @@ local function digits(n)
   return string.format('%d%09d', math.floor(n / 1e9), n % 1e9)
 end
 
--- Redis' clock in milliseconds, as text: what is only stored and told need not become a number and text again.
-local function now_text()
-  local time = redis.call('TIME')
-  return time[1] .. string.sub('00000' .. time[2], -6, -4)
-end
-
 local function now_ms()
   return tonumber(now_text())
 end

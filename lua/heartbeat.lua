@@ -1,4 +1,4 @@
--- Refreshes a connection. It is the script that runs most, so it stands alone and has as few keys and commands as it can.
+-- Refreshes a connection. It is the script that runs most, so it has as few keys and commands as it can.
 --
 -- KEYS    1 last_seen, 2 rev, 3 the connection's hash
 -- ARGV    1 connection, 2 its epoch, 3 its own revision, 4 TTL in ms
@@ -14,13 +14,12 @@ if not stored[1] or not stored[2] then return { 'missing' } end
 if stored[1] ~= epoch then return { 'epoch', stored[1] } end
 if stored[2] ~= own_rev then return { 'rev', stored[2], redis.call('HGET', hash, 'state') } end
 
-local room_rev = redis.call('GET', REV) or '0'
-local time = redis.call('TIME')
-local now = time[1] .. string.sub('00000' .. time[2], -6, -4) -- milliseconds
+memo[REV] = memo[REV] or redis.call('GET', REV) or '0' -- no heartbeat changes it
+local now = now_text()
 -- It changes nothing where the connection is missing, and where it was heard of in this very millisecond.
 if redis.call('ZADD', LAST_SEEN, 'XX', 'CH', now, conn) == 0 and not redis.call('ZSCORE', LAST_SEEN, conn) then
   return { 'missing' }
 end
 redis.call('HSET', hash, 'last_seen_ms', now)
 redis.call('PEXPIRE', hash, ttl)
-return { 'ok', own_rev, room_rev }
+return { 'ok', own_rev, memo[REV] }

@@ -14,8 +14,14 @@
 -- before conn_meta has changed and before anything is published. The caller then runs mend.lua, which builds the indices
 -- anew from conn_meta, and the script once more.
 
-local META, MEMBERS, LAST_SEEN, REV, CONNS = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-local CHANNEL, PUBLISH, ROOM, KNOWN = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local META, MEMBERS, LAST_SEEN, REV, CONNS
+local CHANNEL, PUBLISH, ROOM, KNOWN
+
+function enter()
+  META, MEMBERS, LAST_SEEN, REV, CONNS = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+  CHANNEL, PUBLISH, ROOM, KNOWN = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+end
+
 local HELD = '-' -- the node of a connection that is held back
 local EMPTY_ROOM_TTL = 3600000 -- ms that the counter of an empty room is kept
 local META_PATTERN = '^{"epoch":(%d+),"rev":(%d+),"node":"([^"]*)","userLen":(%d+),"userId":()'

@@ -3,7 +3,7 @@
 --   {users before, users after, type, revision, TIME in ms, connections of the user, connection, user, reason, type, …}
 -- if there are any. A rejoin is a join; the number of users tells whether somebody came.
 
-local told = { redis.call('HLEN', MEMBERS), 0 }
+local told
 local publish_only = publish
 
 local function publish(prev, rev, now, user_conns, type, conn, m, reason, state)
@@ -14,7 +14,9 @@ local function publish(prev, rev, now, user_conns, type, conn, m, reason, state)
   end
 end
 
-local function with_told(answer)
+local function with_told(change)
+  told = { redis.call('HLEN', MEMBERS), 0 }
+  local answer = change()
   if #told == 2 then return answer end
   told[2] = redis.call('HLEN', MEMBERS)
   answer[#answer + 1] = told
