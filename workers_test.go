@@ -4,6 +4,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -52,6 +53,19 @@ func TestAJobThatBlocksHoldsNoOther(t *testing.T) {
 	case <-time.After(5 * time.Second):
 		t.Error("a job waits for others")
 	}
+}
+
+func TestClosingWaitsForTheJobs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorkers()
+		over := false
+		go w.do(func() { <-time.After(time.Second); over = true })
+		synctest.Wait()
+		w.close()
+		if !over {
+			t.Error("it did not")
+		}
+	})
 }
 
 func TestAPanicIsTheCallers(t *testing.T) {
