@@ -12,11 +12,11 @@ func TestDeadlines(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var d deadlines
 		first := d.next()
-		time.Sleep(deadlineStep - 1)
+		<-time.After(deadlineStep - 1)
 		if d.next() != first {
 			t.Error("two requests within the step have not the same context")
 		}
-		time.Sleep(1)
+		<-time.After(1)
 		second := d.next()
 		if second == first {
 			t.Error("a context is given out for longer than the step")

@@ -147,7 +147,9 @@ func TestCallsInOneCommandAreAsGoodAsAlone(t *testing.T) {
 			add(m, m.Epoch)
 			switch i {
 			case 3:
-				add(m, 7)
+				before := m
+				before.Rev--
+				add(before, 7)
 			case 5:
 				add(Member{Room: room, Conn: "nobody", Rev: 7}, 7)
 			case 7:

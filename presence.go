@@ -84,7 +84,7 @@ func newService(rdb redis.UniversalClient, o Options, loaded scripts) *Service {
 	if o.OnLeave == nil {
 		o.OnLeave = func(Reason, int) {}
 	}
-	if lines, ok := rdb.(*pipelines); ok {
+	if lines, ok := rdb.(interface{ merge(digests ...string) }); ok {
 		lines.merge(loaded.light()...)
 	}
 	s := &Service{rdb: rdb, options: o, scripts: loaded, publish: "PUBLISH", announce: "PUBLISH"}

@@ -17,6 +17,7 @@ const (
 	storeTTL     = 600_000 // ms: members send heartbeats only where that is measured
 	storeWorkers = 8       // pipelines under way at the same time; with one call in each, several times as many
 	fullPipeline = 64      // calls that the server sends in one round trip at most
+	mergedKeys   = 256     // keys of calls that it puts in one EVALSHA at most
 	eventOfStore = `{"prev":1700000000000,"rev":1700000000001,"ts":1700000000001,"epoch":1700000000000,"userConns":1,"type":"update",` +
 		`"connId":"conn-0000000000000000","userId":"user-0","roomId":"0","state":{"n":1}}`
 )
@@ -124,7 +125,8 @@ func (c *capacity) layOut(ctx context.Context, nodes int) (channels [][]string, 
 func (c *capacity) populate(ctx context.Context, nodes int) error {
 	for i := range nodes {
 		keys := []string{"prs:{nodes}:leases", fmt.Sprintf("prs:{nodes}:node-%d:rooms", i)}
-		if err := c.store.rdb.EvalSha(ctx, c.scripts.renewLease, keys, fmt.Sprintf("node-%d", i), 10*storeTTL, 1, 0, 6*storeTTL).Err(); err != nil {
+		args := []any{len(keys), 5, fmt.Sprintf("node-%d", i), 10 * storeTTL, 1, 0, 6 * storeTTL}
+		if err := c.store.rdb.EvalSha(ctx, c.scripts.renewLease, keys, args...).Err(); err != nil {
 			return fmt.Errorf("a lease: %w", err)
 		}
 	}
@@ -208,74 +210,109 @@ func (c *capacity) meter(ctx context.Context, r *result) error {
 	return nil
 }
 
-// call adds the call for one member to a round trip.
-type call func(context.Context, redis.Pipeliner, *bareMember) *redis.Cmd
+// scriptCall is one call of a script as the server makes it.
+type scriptCall struct {
+	sha  string
+	keys []string
+	args []any
+}
 
-// batch sends the calls for some members in one round trip, and checks that none failed.
-func (c *capacity) batch(ctx context.Context, some []*bareMember, add call) ([]*redis.Cmd, error) {
+func newCall(sha string, keys []string, args ...any) scriptCall { return scriptCall{sha, keys, args} }
+
+// call is the one for a member.
+type call func(*bareMember) scriptCall
+
+// batch makes the calls for some members in one round trip, checks that none failed, and gives their answers. As in the
+// server, calls that may share an EVALSHA do.
+func (c *capacity) batch(ctx context.Context, some []*bareMember, make call) (answers [][]any, err error) {
 	pipe := c.store.rdb.Pipeline()
-	answers := make([]*redis.Cmd, 0, len(some))
-	for _, m := range some {
-		answers = append(answers, add(ctx, pipe, m))
+	var commands []*redis.Cmd
+	var keys []string
+	var args []any
+	for i, m := range some {
+		one := make(m)
+		keys = append(keys, one.keys...)
+		args = append(append(args, len(one.keys), len(one.args)), one.args...)
+		if len(c.store.masters) > 1 || i == len(some)-1 || len(keys)+len(one.keys) > mergedKeys {
+			commands = append(commands, pipe.EvalSha(ctx, one.sha, keys, args...))
+			keys, args = nil, nil
+		}
 	}
-	_, err := pipe.Exec(ctx)
-	if errors.Is(err, redis.Nil) { // of scripts that return nothing
-		err = nil
+	if _, err := pipe.Exec(ctx); err != nil {
+		return nil, err
 	}
-	return answers, err
+	for _, command := range commands {
+		list, err := command.Slice()
+		if err != nil {
+			return nil, err
+		}
+		for _, answer := range list {
+			own, _ := answer.([]any)
+			if len(own) > 0 && own[0] == "error" {
+				return nil, fmt.Errorf("a script answers %v", own)
+			}
+			answers = append(answers, own)
+		}
+	}
+	if len(answers) != len(some) {
+		return nil, fmt.Errorf("%d answers to %d calls", len(answers), len(some))
+	}
+	return answers, nil
 }
 
 // okays is batch for scripts that say "ok", and gives the number behind it to follow.
-func (c *capacity) okays(ctx context.Context, some []*bareMember, add call, follow func(*bareMember, string)) error {
-	answers, err := c.batch(ctx, some, add)
+func (c *capacity) okays(ctx context.Context, some []*bareMember, make call, follow func(*bareMember, string)) error {
+	answers, err := c.batch(ctx, some, make)
 	if err != nil {
 		return err
 	}
 	for i, answer := range answers {
-		list, err := answer.StringSlice()
-		if err != nil || list[0] != "ok" {
+		if len(answer) == 0 || answer[0] != "ok" {
 			return fmt.Errorf("a script answers %v", answer)
 		}
-		if len(list) > 1 {
-			follow(some[i], list[1])
+		if len(answer) > 1 {
+			number, _ := answer[1].(string)
+			follow(some[i], number)
 		}
 	}
 	return nil
 }
 
 func (c *capacity) heartbeats(ctx context.Context, some []*bareMember) error {
-	return c.okays(ctx, some, func(ctx context.Context, pipe redis.Pipeliner, m *bareMember) *redis.Cmd {
+	return c.okays(ctx, some, func(m *bareMember) scriptCall {
 		keys := []string{roomKey(m.room, "last_seen"), roomKey(m.room, "rev"), m.hash()}
-		return pipe.EvalSha(ctx, c.scripts.heartbeat, keys, m.conn, m.epoch, m.rev, storeTTL)
+		return newCall(c.scripts.heartbeat, keys, m.conn, m.epoch, m.rev, storeTTL)
 	}, func(*bareMember, string) {})
 }
 
 func (c *capacity) patches(ctx context.Context, some []*bareMember) error {
-	return c.okays(ctx, some, func(ctx context.Context, pipe redis.Pipeliner, m *bareMember) *redis.Cmd {
+	return c.okays(ctx, some, func(m *bareMember) scriptCall {
 		m.updates++
-		return pipe.EvalSha(ctx, c.scripts.patch, m.keys(), c.telling(m, m.conn, m.epoch, m.rev, storeTTL, fmt.Sprintf(`{"n":%d}`, m.updates))...)
+		return newCall(c.scripts.patch, m.keys(), c.telling(m, m.conn, m.epoch, m.rev, storeTTL, fmt.Sprintf(`{"n":%d}`, m.updates))...)
 	}, func(m *bareMember, rev string) { m.rev = rev })
 }
 
 // publishes sends what a patch publishes, and nothing else.
 func (c *capacity) publishes(ctx context.Context, some []*bareMember) error {
-	_, err := c.batch(ctx, some, func(ctx context.Context, pipe redis.Pipeliner, m *bareMember) *redis.Cmd {
+	pipe := c.store.rdb.Pipeline()
+	for _, m := range some {
 		args := c.telling(m)
-		return pipe.Do(ctx, args[1], args[0], eventOfStore)
-	})
+		pipe.Do(ctx, args[1], args[0], eventOfStore)
+	}
+	_, err := pipe.Exec(ctx)
 	return err
 }
 
 // churns has members leave and join, with all that new connections cost.
 func (c *capacity) churns(ctx context.Context, some []*bareMember) error {
-	if _, err := c.batch(ctx, some, func(ctx context.Context, pipe redis.Pipeliner, m *bareMember) *redis.Cmd {
-		return pipe.EvalSha(ctx, c.scripts.remove, m.keys(), c.telling(m, "left", "", "", m.node, m.conn, m.epoch)...)
+	if _, err := c.batch(ctx, some, func(m *bareMember) scriptCall {
+		return newCall(c.scripts.remove, m.keys(), c.telling(m, "left", "", "", m.node, m.conn, m.epoch)...)
 	}); err != nil {
 		return err
 	}
-	if _, err := c.batch(ctx, some, func(ctx context.Context, pipe redis.Pipeliner, m *bareMember) *redis.Cmd {
+	if _, err := c.batch(ctx, some, func(m *bareMember) scriptCall {
 		publish := c.telling(m)[1]
-		return pipe.EvalSha(ctx, c.scripts.unindexUser, []string{m.index()}, publish, m.conn+":"+m.room, m.epoch)
+		return newCall(c.scripts.unindexUser, []string{m.index()}, publish, m.conn+":"+m.room, m.epoch)
 	}); err != nil {
 		return err
 	}
@@ -284,26 +321,26 @@ func (c *capacity) churns(ctx context.Context, some []*bareMember) error {
 
 func (c *capacity) joinAll(ctx context.Context, some []*bareMember) error {
 	none := func(*bareMember, string) {}
-	if err := c.okays(ctx, some, func(ctx context.Context, pipe redis.Pipeliner, m *bareMember) *redis.Cmd {
+	if err := c.okays(ctx, some, func(m *bareMember) scriptCall {
 		keys := []string{"prs:{nodes}:leases", "prs:{nodes}:" + m.node + ":rooms"}
-		return pipe.EvalSha(ctx, c.scripts.noteRooms, keys, m.node, 6*storeTTL, m.room, 1)
+		return newCall(c.scripts.noteRooms, keys, m.node, 6*storeTTL, m.room, 1)
 	}, none); err != nil {
 		return err
 	}
-	if _, err := c.batch(ctx, some, func(ctx context.Context, pipe redis.Pipeliner, m *bareMember) *redis.Cmd {
+	if _, err := c.batch(ctx, some, func(m *bareMember) scriptCall {
 		publish := c.telling(m)[1]
-		return pipe.EvalSha(ctx, c.scripts.indexUser, []string{m.index()}, m.conn+":"+m.room, 1, 4*storeTTL, publish)
+		return newCall(c.scripts.indexUser, []string{m.index()}, m.conn+":"+m.room, 1, 4*storeTTL, publish)
 	}); err != nil {
 		return err
 	}
-	return c.okays(ctx, some, func(ctx context.Context, pipe redis.Pipeliner, m *bareMember) *redis.Cmd {
-		return pipe.EvalSha(ctx, c.scripts.join, m.keys(),
+	return c.okays(ctx, some, func(m *bareMember) scriptCall {
+		return newCall(c.scripts.join, m.keys(),
 			c.telling(m, m.conn, m.user, `"`+m.user+`"`, `{"n":0}`, "", m.node, storeTTL, 0, m.room)...)
 	}, func(m *bareMember, epoch string) { m.epoch, m.rev = epoch, epoch })
 }
 
-func (c *capacity) indexRoom(ctx context.Context, pipe redis.Pipeliner, m *bareMember) *redis.Cmd {
-	return pipe.EvalSha(ctx, c.scripts.indexRoom, []string{"prs:active_rooms"}, m.room, 2*storeTTL)
+func (c *capacity) indexRoom(m *bareMember) scriptCall {
+	return newCall(c.scripts.indexRoom, []string{"prs:active_rooms"}, m.room, 2*storeTTL)
 }
 
 // storeModes are the modes without servers: Redis alone.

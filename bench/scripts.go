@@ -43,10 +43,15 @@ func loadScripts(ctx context.Context, masters []*redis.Client) (s scripts, err e
 		{&s.noteRooms, writes, "note_rooms"},
 	} {
 		source := script.flags + "\n"
-		for _, name := range strings.Fields(script.files) {
+		files := strings.Fields("calls " + script.files)
+		body := len(files) - 1
+		for i, name := range append(files, "answers") {
 			text, err := os.ReadFile(filepath.Join(dir, name+".lua"))
 			if err != nil {
 				return s, err
+			}
+			if i == body {
+				text = fmt.Appendf(nil, "local function run()\n%send\n", text)
 			}
 			source += string(text)
 		}

@@ -9,10 +9,12 @@
 local LAST_SEEN, REV, hash = KEYS[1], KEYS[2], KEYS[3]
 local conn, epoch, own_rev, ttl = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 
-local stored = redis.call('HMGET', hash, 'epoch', 'rev')
-if not stored[1] or not stored[2] then return { 'missing' } end
-if stored[1] ~= epoch then return { 'epoch', stored[1] } end
-if stored[2] ~= own_rev then return { 'rev', stored[2], redis.call('HGET', hash, 'state') } end
+if redis.call('HGET', hash, 'rev') ~= own_rev then -- no two incarnations have a revision in common
+  local stored = redis.call('HMGET', hash, 'epoch', 'rev', 'state')
+  if not stored[1] or not stored[2] then return { 'missing' } end
+  if stored[1] ~= epoch then return { 'epoch', stored[1] } end
+  return { 'rev', stored[2], stored[3] }
+end
 
 memo[REV] = memo[REV] or redis.call('GET', REV) or '0' -- no heartbeat changes it
 local now = now_text()

@@ -14,7 +14,7 @@ if not m or m.node == HELD or (newest and tonumber(m.epoch) > newest) then retur
 
 local now = now_ms()
 local seen = now + hold - lookback
-m.node = HELD
+m.node, m.state = HELD, state_of(m)
 local life = ttl - (now - seen)
 write_conn(hash, conn, room_id, m, digits(seen), digits(math.max(1, life)))
 if life > 0 then

@@ -27,9 +27,8 @@ if held_key then
 end
 if not old and limit ~= '0' and redis.call('HLEN', META) - #held >= tonumber(limit) then return { 'full' } end
 
-local prev = stored_revision()
 local now = now_text()
-local rev = next_revision(prev, now)
+local prev, rev = advance(now)
 local moved = old and old.user ~= mine.user
 local leave_rev = rev
 if moved then rev = digits(rev + 1) end
@@ -46,7 +45,7 @@ for _, m in ipairs(held) do
   forget(m.conn, hashes[m.conn])
   redis.call('ZREM', held_key, held_member(m.user, m.conn))
 end
-redis.call('SET', REV, held[1] and digits(rev + #held) or rev)
+if moved or held[1] then redis.call('SET', REV, digits(rev + #held)) end
 redis.call('HSET', META, conn, meta_value(mine))
 if moved then
   publish(prev, leave_rev, now, left_conns, 'leave', conn, old, 'replaced')

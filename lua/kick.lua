@@ -9,15 +9,14 @@ local hash, fence, conn, fence_ttl = KEYS[6], KEYS[7], ARGV[5], ARGV[6]
 local m = parse_meta(redis.call('HGET', META, conn))
 if not m then return { 'missing' } end
 
-local prev, now = stored_revision(), now_text()
-local rev = next_revision(prev, now)
+local now = now_text()
+local prev, rev = advance(now)
 redis.call('SREM', CONNS, conn)
 redis.call('ZREM', LAST_SEEN, conn)
 redis.call('DEL', hash)
 redis.call('SET', fence, m.epoch, 'PX', fence_ttl)
 local user_conns = release_user(m.user)
 redis.call('HDEL', META, conn)
-redis.call('SET', REV, rev)
 if redis.call('HLEN', META) == 0 then redis.call('PEXPIRE', REV, EMPTY_ROOM_TTL) end
 publish(prev, rev, now, user_conns, 'leave', conn, m, 'kicked')
 return { 'ok', m.user, m.epoch }

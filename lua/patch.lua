@@ -15,16 +15,16 @@ local m = parse_meta(redis.call('HGET', META, conn))
 local user_conns = m and redis.call('HGET', MEMBERS, m.user)
 if not user_conns then return { 'missing' } end
 
-local prev = stored_revision()
 local now = now_text()
 -- It changes nothing where the connection is missing, and where it was heard of in this very millisecond.
 if redis.call('ZADD', LAST_SEEN, 'XX', 'CH', now, conn) == 0 and not redis.call('ZSCORE', LAST_SEEN, conn) then
   return { 'missing' }
 end
-m.rev, m.state = next_revision(prev, now), state
+local prev
+prev, m.rev = advance(now)
+m.state = state
 redis.call('HSET', hash, 'state', state, 'rev', m.rev, 'last_seen_ms', now)
 redis.call('PEXPIRE', hash, ttl)
-redis.call('SET', REV, m.rev)
 redis.call('HSET', META, conn, meta_value(m))
 publish(prev, m.rev, now, user_conns, 'update', conn, m, nil, state)
 return { 'ok', m.rev, m.rev }

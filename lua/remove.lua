@@ -27,16 +27,20 @@ end
 local now = now_text()
 if not_after and tonumber(now) > not_after then return { 'late' } end
 if held_key then redis.call('ZCARD', held_key) end
-local prev = stored_revision()
-local removed = { prev }
+local prev, rev
+local removed = {}
 for i = FIRST, #ARGV, 2 do
   local conn, newest, hash = ARGV[i], tonumber(ARGV[i + 1]), KEYS[6 + (i - FIRST) / 2]
   local m = parse_meta(redis.call('HGET', META, conn))
   if silent(conn, now) and not spared(m, newest) then
+    if m and rev then
+      rev = next_revision(prev, now)
+    elseif m then
+      prev, rev = advance(now)
+    end
     forget(conn, hash)
     if m then
       if m.node == HELD and held_key then redis.call('ZREM', held_key, held_member(m.user, conn)) end
-      local rev = next_revision(prev, now)
       local user_conns = release_user(m.user)
       redis.call('HDEL', META, conn)
       publish(prev, rev, now, user_conns, 'leave', conn, m, reason_for(m))
@@ -48,11 +52,8 @@ for i = FIRST, #ARGV, 2 do
     end
   end
 end
-if #removed == 1 then return removed end
-removed[1] = prev
-if redis.call('HLEN', META) > 0 then
-  redis.call('SET', REV, prev)
-else
-  redis.call('SET', REV, prev, 'PX', EMPTY_ROOM_TTL)
-end
+if not rev then return { stored_revision() } end
+if removed[4] then redis.call('SET', REV, rev) end
+if redis.call('HLEN', META) == 0 then redis.call('PEXPIRE', REV, EMPTY_ROOM_TTL) end
+table.insert(removed, 1, rev)
 return removed

@@ -20,7 +20,7 @@ if type(fence) == 'string' and tonumber(fence) >= tonumber(mine.epoch) then retu
 if guest and not old or old and old.node == HELD and old.epoch == mine.epoch then return { 'missing' } end
 if old and tonumber(old.epoch) > tonumber(mine.epoch) then return { 'epoch', old.epoch } end
 local same = old and old.epoch == mine.epoch
-if same and tonumber(old.rev) > tonumber(mine.rev) then return { 'rev', old.rev, old.state } end
+if same and tonumber(old.rev) > tonumber(mine.rev) then return { 'rev', old.rev, state_of(old) } end
 
 local now = now_text()
 local seen = now - age
@@ -31,11 +31,10 @@ if same and old.rev == mine.rev and known and user_conns > 0 then
   if old.node ~= mine.node then redis.call('HSET', META, conn, meta_value(mine)) end
   return { 'ok', mine.rev, prev }
 end
-mine.rev = next_revision(prev, now)
+prev, mine.rev = advance(now)
 write_conn(hash, conn, room, mine, digits(seen), life)
 if old and old.user ~= mine.user then release_user(old.user) end
 if not old or old.user ~= mine.user or user_conns == 0 then user_conns = redis.call('HINCRBY', MEMBERS, mine.user, 1) end
-redis.call('SET', REV, mine.rev)
 redis.call('HSET', META, conn, meta_value(mine))
 publish(prev, mine.rev, now, user_conns, same and 'update' or 'join', conn, mine, nil, mine.state)
 return { 'ok', mine.rev, mine.rev }

@@ -41,8 +41,13 @@ local function parse_meta(value)
   local literal = string.sub(value, start, start + length - 1)
   return {
     epoch = epoch, rev = rev, node = node, literal = literal, user = unquote(literal),
-    state = string.sub(value, start + length + 9, -2), -- behind ,"state":
+    value = value, behind = start + length,
   }
+end
+
+-- The state in a value that was taken apart.
+local function state_of(m)
+  return string.sub(m.value, m.behind + 9, -2) -- behind ,"state":
 end
 
 local function meta_value(m)
@@ -70,8 +75,17 @@ local function next_revision(prev, now)
   return digits(least)
 end
 
--- Writes all of a connection but its user's count and conn_meta. The hash is first: where Redis refuses a write for want of
--- memory, nothing has changed yet. In the hash, what a heartbeat reads and writes is first, because Redis looks for it from
+-- Takes the next revision, and gives the one before as well. It comes after all reads and before all other writes: where
+-- Redis refuses a write for want of memory, it refuses this one, and nothing has changed.
+local function advance(now)
+  local prev = redis.call('GETSET', REV, now) -- one command where nothing is ahead of the clock
+  if not tonumber(prev) then prev = '0' end
+  local rev = next_revision(prev, now)
+  if rev ~= now then redis.call('SET', REV, rev) end
+  return prev, rev
+end
+
+-- Writes all of a connection but its user's count and conn_meta. In the hash, what a heartbeat reads and writes is first, because Redis looks for it from
 -- the beginning.
 local function write_conn(hash, conn, room_id, m, seen, ttl)
   redis.call('HSET', hash, 'epoch', m.epoch, 'rev', m.rev, 'last_seen_ms', seen,
