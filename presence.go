@@ -338,6 +338,8 @@ func (s *Service) refresh(ctx context.Context, m *Member) (reply, error) {
 		return reply{"missing"}, nil
 	case err != nil:
 		return nil, unavailable(fmt.Errorf("heartbeat: %w", err))
+	case len(answer) == 1 && answer.verdict() != "missing": // it is the room's revision
+		return reply{"ok", m.Rev, answer[0]}, nil
 	}
 	return answer, nil
 }
@@ -988,7 +990,7 @@ func newScriptText(source string) scriptText {
 	return scriptText{source: source, sha: hex.EncodeToString(sum[:])}
 }
 
-// reply is a script's answer: a flat list, its first element the verdict.
+// reply is a script's answer: a flat list, its first element the verdict. An answer that is no list is its only element.
 type reply []any
 
 func (r reply) text(i int) string {
@@ -1143,6 +1145,9 @@ func (s *Service) send(ctx context.Context, sc *script, keys []string, args []an
 		return nil, err
 	}
 	list, _ := answer.([]any)
+	if number := reply(list).text(0); number != "" {
+		return reply{number}, nil
+	}
 	own := reply(list).list(0)
 	if own.verdict() == "error" {
 		return nil, scriptError(own.text(1))

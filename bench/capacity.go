@@ -247,7 +247,10 @@ func (c *capacity) batch(ctx context.Context, some []*bareMember, make call) (an
 			return nil, err
 		}
 		for _, answer := range list {
-			own, _ := answer.([]any)
+			own, isList := answer.([]any)
+			if !isList && answer != nil {
+				own = []any{"ok", answer}
+			}
 			if len(own) > 0 && own[0] == "error" {
 				return nil, fmt.Errorf("a script answers %v", own)
 			}

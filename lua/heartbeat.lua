@@ -2,9 +2,8 @@
 --
 -- KEYS    1 last_seen, 2 rev, 3 the connection's hash
 -- ARGV    1 connection, 2 its epoch, 3 its own revision, 4 TTL in ms
--- RETURNS {'ok', the connection's revision, the room's revision}; {'missing'} when the room or the hash is without it;
+-- RETURNS the room's revision, and no list, when it has written; {'missing'} when the room or the hash is without it;
 --         {'epoch', stored} or {'rev', stored, state} when another incarnation or another state is there.
---         Only 'ok' has written.
 
 local LAST_SEEN, REV, hash = KEYS[1], KEYS[2], KEYS[3]
 local conn, epoch, own_rev, ttl = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
@@ -24,4 +23,4 @@ if redis.call('ZADD', LAST_SEEN, 'XX', 'CH', now, conn) == 0 and not redis.call(
 end
 redis.call('HSET', hash, 'last_seen_ms', now)
 redis.call('PEXPIRE', hash, ttl)
-return { 'ok', own_rev, memo[REV] }
+return memo[REV]
