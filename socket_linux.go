@@ -13,10 +13,8 @@ import (
 // canWritev tells whether writev works here.
 const canWritev = true
 
-// fewFrames is how many frames need no memory of their own in writev.
+// fewFrames is how many frames writev hands over without memory for it.
 const fewFrames = 8
-
-var vectors = sync.Pool{New: func() any { return new([maxGather]syscall.Iovec) }}
 
 // writev hands the kernel as many frames as it takes without waiting, and returns the number of bytes. None is empty.
 func writev(fd uintptr, frames [][]byte) (int, error) {
@@ -27,11 +25,7 @@ func writev(fd uintptr, frames [][]byte) (int, error) {
 		var few [fewFrames]syscall.Iovec
 		return writeVector(fd, frames, few[:])
 	}
-	many := vectors.Get().(*[maxGather]syscall.Iovec)
-	n, err := writeVector(fd, frames, many[:])
-	clear(many[:len(frames)])
-	vectors.Put(many)
-	return n, err
+	return writeVector(fd, frames, make([]syscall.Iovec, len(frames)))
 }
 
 func writeVector(fd uintptr, frames [][]byte, vector []syscall.Iovec) (int, error) {
