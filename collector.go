@@ -11,7 +11,11 @@ import (
 // that has doubled, which for a server with some hundred connections is every few MB: a tenth of its time under load.
 const leastGarbage = 16 << 20
 
-// leaveGarbage has Go's collector wait for a doubled heap or for leastGarbage, whichever is more, until stop is called.
+// leastGrowth is how much a heap grows, in percent, before it is collected: with Go's own 100, 10,000 idle connections had
+// 1 KB more each.
+const leastGrowth = 75
+
+// leaveGarbage has Go's collector wait for leastGrowth or for leastGarbage, whichever is more, until stop is called.
 func leaveGarbage() (stop func()) {
 	before := debug.SetGCPercent(garbagePercent(inUse()))
 	var stopped atomic.Bool
@@ -29,9 +33,9 @@ func leaveGarbage() (stop func()) {
 	}
 }
 
-// garbagePercent is leastGarbage as a share of what is in use, and at least 100.
+// garbagePercent is leastGarbage as a share of what is in use, and at least leastGrowth.
 func garbagePercent(inUse uint64) int {
-	return int(max(100, leastGarbage*100/max(inUse, 1<<20)))
+	return int(max(leastGrowth, leastGarbage*100/max(inUse, 1<<20)))
 }
 
 // inUse is what the last collection left, in bytes.

@@ -119,7 +119,7 @@ func TestWritev(t *testing.T) {
 		for i := range frames {
 			list = append(list, bytes.Repeat([]byte{byte(i)}, 1+i%7))
 		}
-		must(t, here.(*quietConn).raw.Write(func(fd uintptr) bool {
+		must(t, rawConn(here.(*quietConn).Conn).Write(func(fd uintptr) bool {
 			n, err := writev(fd, list)
 			if want := len(bytes.Join(list, nil)); n != want || err != nil {
 				t.Errorf("%d frames: %d of %d bytes, %v", frames, n, want, err)

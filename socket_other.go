@@ -5,12 +5,21 @@ package main
 import (
 	"errors"
 	"net"
+	"syscall"
 )
-
-// canWritev: a goroutine writes here, which is slower.
-const canWritev = false
 
 func writev(uintptr, [][]byte) (int, error) { return 0, errors.ErrUnsupported }
 
 // quiet makes no difference here.
 func quiet(conn net.Conn) net.Conn { return conn }
+
+// rawConn is nil, so that a goroutine writes, which is slower.
+func rawConn(net.Conn) syscall.RawConn { return nil }
+
+// quietReader reads a connection.
+type quietReader struct{ net.Conn }
+
+func (r *quietReader) start(conn net.Conn) bool {
+	r.Conn = conn
+	return true
+}

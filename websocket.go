@@ -107,7 +107,8 @@ func startFrame(op ws.OpCode, n int) frame {
 // webSocket is one connection: reading is for the goroutine that owns it, writing and closing for anybody.
 type webSocket struct {
 	outbox
-	in frameReader
+	from quietReader
+	in   frameReader
 }
 
 // accept answers the WebSocket handshake and takes the connection from the HTTP server, whose buffers go with the
@@ -132,15 +133,16 @@ func accept(w http.ResponseWriter, r *http.Request, o *socketOptions) (*webSocke
 
 // init makes x ready for conn; early is what the client sent in the same segment as its handshake.
 func (x *webSocket) init(conn net.Conn, early []byte, o *socketOptions) {
-	var from io.Reader = quiet(conn)
+	var from io.Reader = conn
+	if x.from.start(conn) {
+		from = &x.from
+	}
 	if len(early) > 0 {
 		from = io.MultiReader(bytes.NewReader(early), from)
 	}
 	x.in = frameReader{in: bufio.NewReaderSize(from, readBuffer), max: o.MaxMessageBytes, state: ws.StateServerSide}
 	x.outbox = outbox{conn: conn, limit: o.MaxUnsentBytes, timeout: o.WriteTimeout}
-	if c, ok := conn.(syscall.Conn); ok && canWritev {
-		x.raw, _ = c.SyscallConn() // without one, a goroutine writes
-	}
+	x.raw = rawConn(conn) // without one, a goroutine writes
 	x.attempt = x.writeOnce
 }
 

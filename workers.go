@@ -8,7 +8,7 @@ import (
 )
 
 // idleWorkers is how many stacks are kept for the next job.
-const idleWorkers = 128
+const idleWorkers = 32
 
 // workers run jobs that need much stack on stacks of their own. A stack doubles when it is too small and shrinks only with a
 // garbage collection, so a client that joined would keep what its join needed as long as it is idle.
