@@ -170,6 +170,8 @@ func TestATokenHasToAllowWatchingUsers(t *testing.T) {
 		return n.onlookers.users["a"] != nil && len(n.onlookers.users["a"].by) == 1
 	})
 	u.ok(eventAuth, `{"token":`+quoted(hs256.token(nil))+`}`)
+	n.onlookers.mu.Lock()
+	defer n.onlookers.mu.Unlock()
 	if len(n.onlookers.users) != 0 {
 		t.Error("the user is still watched without the claim")
 	}

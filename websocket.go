@@ -436,7 +436,7 @@ func (o *outbox) drain(done chan struct{}) {
 	}
 }
 
-// push waits until the kernel has taken something.
+// push waits until the kernel has taken something, or somebody else is at the queue.
 func (o *outbox) push() error {
 	o.mu.Lock()
 	deadline := o.deadline
@@ -449,7 +449,9 @@ func (o *outbox) push() error {
 		return o.pushPlain()
 	}
 	return o.raw.Write(func(fd uintptr) bool {
-		o.mu.Lock()
+		if !o.mu.TryLock() { // by whoever may be closing the connection, and waits for this function to end
+			return true
+		}
 		defer o.mu.Unlock()
 		before := o.bytes
 		o.writeOnce(fd)

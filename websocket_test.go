@@ -437,6 +437,37 @@ func TestAClientThatAcceptsLittleIsNotCut(t *testing.T) {
 	}
 }
 
+// TestAClientIsCutWhileItsFramesLeave: to close a socket waits for who writes to it, who must not wait for who closes.
+func TestAClientIsCutWhileItsFramesLeave(t *testing.T) {
+	x, client := socketPair(t, func(o *socketOptions) { o.MaxUnsentBytes = 0 })
+	x.send(newFrame(make([]byte, 20<<20)))
+	drains := func(where string) func() bool {
+		return func() bool {
+			for _, stack := range goroutines() {
+				if strings.Contains(stack, "(*outbox).drain") && strings.Contains(stack, where) {
+					return true
+				}
+			}
+			return false
+		}
+	}
+	eventually(t, patience, "the kernel takes no more", drains("waitWrite"))
+	x.mu.Lock()
+	go func() { _, _ = io.Copy(io.Discard, client) }()
+	eventually(t, patience, "the next bytes could leave", drains("(*Mutex).Lock"))
+	cut := make(chan struct{})
+	go func() {
+		defer close(cut)
+		defer x.mu.Unlock()
+		x.kill(errClosed)
+	}()
+	select {
+	case <-cut:
+	case <-time.After(patience):
+		t.Fatal("who closes waits for who writes, and who writes for who closes")
+	}
+}
+
 // plainConn is no file descriptor, as with TLS.
 type plainConn struct{ net.Conn }
 
