@@ -19,8 +19,8 @@ type metrics struct {
 	joins      prometheus.Counter
 	leaves     map[Reason]prometheus.Counter
 	heartbeats map[Code]prometheus.Counter // "" = ok
-	calls      *prometheus.HistogramVec
-	scripts    sync.Map // script → its prometheus.Observer in calls: to look there takes longer    // by script
+	calls      *prometheus.HistogramVec    // by script
+	scripts    sync.Map                    // script → its prometheus.Observer in calls: to look there takes longer
 	failures   prometheus.Counter
 	reaped     prometheus.Counter
 	messages   prometheus.Counter

@@ -113,7 +113,7 @@ func (p *pipelines) lineFor(ctx context.Context, key string) (*pipeline, error) 
 	defer p.mu.Unlock()
 	l := p.lines[client]
 	if l == nil {
-		l = &pipeline{of: p, client: client, calls: make(chan *pipelinedCall, pipelineBatch), ctx: p.ctx, work: &p.work}
+		l = &pipeline{of: p, client: client, calls: make(chan *pipelinedCall, pipelineBatch)}
 		for range pipelineWorkers {
 			p.work.Go(l.serve)
 		}
@@ -154,8 +154,6 @@ type pipeline struct {
 	client *redis.Client
 	calls  chan *pipelinedCall
 	owes   atomic.Bool // and a probe is under way
-	ctx    context.Context
-	work   *sync.WaitGroup
 }
 
 // pipelinedCall is one call. Either its caller gives it up, or a worker takes it and closes done.
@@ -177,7 +175,7 @@ func (l *pipeline) process(ctx context.Context, c *pipelinedCall) (any, error) {
 	began := time.Now()
 	answer, err := l.await(ctx, c)
 	if err != nil && time.Since(began) >= pipelineDoubt && !l.owes.Swap(true) {
-		l.work.Go(l.probe)
+		l.of.work.Go(l.probe)
 	}
 	return answer, err
 }
@@ -204,15 +202,15 @@ func (l *pipeline) await(ctx context.Context, c *pipelinedCall) (any, error) {
 // probe ends the master's debt with its first answer.
 func (l *pipeline) probe() {
 	defer l.owes.Store(false)
-	for l.ctx.Err() == nil && l.client.Ping(l.ctx).Err() != nil {
-		pause(l.ctx, subscriptionPause)
+	for l.of.ctx.Err() == nil && l.client.Ping(l.of.ctx).Err() != nil {
+		pause(l.of.ctx, subscriptionPause)
 	}
 }
 
 func (l *pipeline) serve() {
 	for {
 		select {
-		case <-l.ctx.Done():
+		case <-l.of.ctx.Done():
 			return
 		case c := <-l.calls:
 			l.send(l.gather(c))
@@ -243,10 +241,10 @@ func (l *pipeline) send(batch []*pipelinedCall) {
 	}
 	pipe := l.client.Pipeline()
 	for _, e := range list {
-		e.cmd = scriptCmd(l.ctx, "evalsha", e.sha, e.keys, e.args)
-		_ = pipe.Process(l.ctx, e.cmd)
+		e.cmd = scriptCmd(l.of.ctx, "evalsha", e.sha, e.keys, e.args)
+		_ = pipe.Process(l.of.ctx, e.cmd)
 	}
-	_, _ = pipe.Exec(l.ctx) // each command has an error of its own
+	_, _ = pipe.Exec(l.of.ctx) // each command has an error of its own
 	for _, e := range list {
 		e.settle()
 	}

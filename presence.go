@@ -950,17 +950,23 @@ func (s scripts) light() (digests []string) {
 
 // loadScript joins files of lua/. They are part of the program, so a missing one is a mistake in this file.
 func loadScript(kind scriptKind, index string, files ...string) *script {
-	libraries, body := luaText(append([]string{"calls"}, files[:len(files)-1]...)...), luaText(files[len(files)-1])
+	libraries, body := luaParts(files)
 	return newScript(kind, index, files, libraries+"local function run()\n"+body+"end\n"+luaText("answers"))
 }
 
 // loadTellingScript puts lua/tell.lua around the last file.
 func loadTellingScript(kind scriptKind, index string, files ...string) *script {
-	libraries, body := luaText(append([]string{"calls"}, files[:len(files)-1]...)...), luaText(files[len(files)-1])
+	libraries, body := luaParts(files)
 	sc := newScript(kind, index, files, libraries+luaText("tell")+"local function change()\n"+body+"end\n"+
 		"local function run() return with_told(change) end\n"+luaText("answers"))
 	sc.tells = true
 	return sc
+}
+
+// luaParts are what stands before a script's function, and what the function does.
+func luaParts(files []string) (libraries, body string) {
+	last := len(files) - 1
+	return luaText(append([]string{"calls"}, files[:last]...)...), luaText(files[last])
 }
 
 func luaText(files ...string) string {
