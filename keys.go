@@ -1,6 +1,9 @@
 package main
 
-import "strings"
+import (
+	"strconv"
+	"strings"
+)
 
 // Every key and channel in Redis begins with this.
 const keyPrefix = "prs:"
@@ -73,6 +76,19 @@ func (k roomKeys) events() string { return k.prefix + "events" }
 func connKey(room, conn string) string {
 	return keyPrefix + "conn:{room:" + room + "}:" + conn
 }
+
+// probeRoom names a room of reapers, in one slot or another. No client can name it: ids hold no control characters.
+func probeRoom(n int) string { return "\x01" + strconv.Itoa(n) }
+
+// probeKeys are the KEYS of a write that shows whether members in this slot can be refreshed. It leaves none of them behind.
+func probeKeys(room string) []string {
+	k := keysOf(room)
+	return []string{k.lastSeen(), connKey(room, "probe"), k.revision()}
+}
+
+// leaseProbeKeys are those of a write that shows whether leases can be renewed. It leaves the second behind no more than it
+// changes the first.
+func leaseProbeKeys() []string { return []string{leasesKey, nodeRoomsKey("probe")} }
 
 const kickPrefix = keyPrefix + "kick:"
 

@@ -67,11 +67,7 @@ func (r *troubledRedis) recover() { r.trouble.Store(nil) }
 // scriptOf gives a script's name and its text by the digest of the text.
 func scriptOf(sha string) (name, text string) {
 	all := loadScripts(false)
-	for _, s := range []*script{
-		all.join, all.heartbeat, all.patch, all.restore, all.remove, all.hold, all.kick, all.read, all.pulse, all.count, all.find, all.overdue,
-		all.indexRoom, all.claimRooms, all.settleRooms, all.indexUser, all.unindexUser,
-		all.owned, all.renewLease, all.noteRooms, all.claimNodes, all.forgetNode,
-	} {
+	for _, s := range all.all() {
 		for _, form := range []scriptText{s.flagged, s.plain} {
 			if form.sha == sha {
 				return s.name, form.source

@@ -199,7 +199,7 @@ func (o *owed) settle(ctx context.Context, leave *owedLeave) bool {
 	if taken {
 		return false
 	}
-	_, _, err = o.service.remove(ctx, m.Room, removal{reason: leave.reason}, []incarnation{{m.Conn, m.Epoch}})
+	_, _, err = o.service.remove(ctx, m.Room, removal{reason: leave.reason, own: true}, []incarnation{{m.Conn, m.Epoch}})
 	return err == nil
 }
 

@@ -55,6 +55,7 @@ type Service struct {
 	announce string // and that which tells of users
 	unflags  atomic.Bool
 	left     departed
+	reaper   atomic.Pointer[reaper] // the one that runs, nil = none
 
 	stop context.CancelFunc
 	ctx  context.Context // ends with Stop
@@ -337,6 +338,7 @@ func (s *Service) refresh(ctx context.Context, m *Member) (reply, error) {
 	case wrongType(err):
 		return reply{"missing"}, nil
 	case err != nil:
+		s.refused(ctx, m.Room, err)
 		return nil, unavailable(fmt.Errorf("heartbeat: %w", err))
 	case len(answer) == 1 && answer.verdict() != "missing": // it is the room's revision
 		return reply{"ok", m.Rev, answer[0]}, nil
@@ -355,6 +357,9 @@ func (s *Service) patch(ctx context.Context, m *Member, patch json.RawMessage, f
 	}
 	answer, err = s.run(ctx, s.scripts.patch, scriptKeys(m.Room, m.Conn),
 		s.telling(m.Room, floor, m.Conn, m.Epoch, m.Rev, s.options.TTL.Milliseconds(), []byte(state))...)
+	if isRefusal(err) { // as without memory, which a heartbeat does not need: the member lives
+		_, _, _ = s.heartbeat(ctx, m, nil, floor)
+	}
 	if answer.verdict() == "ok" {
 		m.State = state
 	}
@@ -379,10 +384,19 @@ func (s *Service) reconcile(ctx context.Context, m *Member, answer reply, floor 
 
 // restore puts m back into its room, with its epoch and state, as one that was last heard of so long ago.
 func (s *Service) restore(ctx context.Context, m *Member, age time.Duration, floor int64) error {
-	if err := s.indexRoom(ctx, m.Room, s.options.Lookback-age); err != nil {
-		return err
+	err := s.indexRoom(ctx, m.Room, s.options.Lookback-age)
+	if err == nil {
+		err = s.putBack(ctx, m, age, floor)
 	}
-	return s.putBack(ctx, m, age, floor)
+	s.refused(ctx, m.Room, err)
+	return err
+}
+
+// refused tells the reaper when Redis has refused to refresh a member: who is silent then may live.
+func (s *Service) refused(ctx context.Context, room string, err error) {
+	if r := s.reaper.Load(); r != nil {
+		r.refused(ctx, room, err)
+	}
 }
 
 // putBack is restore for a room whose index entry is there.
@@ -431,6 +445,7 @@ type removal struct {
 	notAfter int64         // milliseconds, Redis' clock, after which nothing is done; 0 = no such time
 	floor    int64         // highest revision of the room that the caller knows
 	noted    time.Time     // of the member, if its owner removes it
+	own      bool          // its owner removes it, and does not know when the index was told of it
 	node     string        // only connections of this node; "" = of any
 }
 
@@ -462,12 +477,13 @@ func (s *Service) remove(ctx context.Context, room string, how removal, list []i
 		gone = append(gone, Member{Room: room, Conn: answer.text(i), User: answer.text(i + 1), Epoch: answer.int(i + 2)})
 	}
 	s.options.OnLeave(how.reason, len(gone))
-	if how.noted.IsZero() {
-		for _, m := range gone {
-			s.unindexUser(ctx, m)
-		}
-	} else {
+	switch {
+	case how.own || !how.noted.IsZero():
 		s.unindexLater(gone, how.noted)
+	case len(gone) == 1:
+		s.unindexUser(ctx, gone[0])
+	default:
+		s.unindexAll(placesOf(gone))
 	}
 	return answer.int(0), gone, nil
 }
@@ -753,6 +769,18 @@ func (s *Service) tidy() {
 	}
 }
 
+// placesOf are the places that members left, by user and field.
+func placesOf(gone []Member) map[string]map[string]departure {
+	users := map[string]map[string]departure{}
+	for _, m := range gone {
+		if users[m.User] == nil {
+			users[m.User] = map[string]departure{}
+		}
+		users[m.User][userField(m.Room, m.Conn)] = departure{epoch: m.Epoch}
+	}
+	return users
+}
+
 func (s *Service) unindexAll(users map[string]map[string]departure) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(s.ctx), departedTime)
 	defer cancel()
@@ -778,15 +806,6 @@ func notJoined() *Error {
 
 func unavailable(cause error) *Error {
 	return &Error{Code: CodeUnavailable, Message: "the presence store did not answer in time, try again", Cause: cause}
-}
-
-// asError is the *Error that err is or wraps. Any other error is the cause of CodeUnavailable.
-func asError(err error) *Error {
-	var refused *Error
-	if errors.As(err, &refused) {
-		return refused
-	}
-	return unavailable(err)
 }
 
 // literal is text as JSON, with nothing escaped but quote and backslash: lua/room.lua undoes that. Ids hold no control characters.
@@ -897,7 +916,7 @@ type scripts struct {
 	read, pulse, places                                                   *script
 	kick, count, find                                                     *script
 	indexRoom, claimRooms, settleRooms, indexUser, unindexUser, mendIndex *script
-	owned, renewLease, noteRooms, claimNodes, forgetNode                  *script
+	owned, renewLease, noteRooms, claimNodes, forgetNode, probe           *script
 }
 
 // scriptKind is the first line of a script: with flags, and for servers before Redis 7.
@@ -920,6 +939,7 @@ func loadScripts(tell bool) scripts {
 	alwaysWorks := scriptKind{"#!lua flags=allow-oom\n", "redis.call('PERSIST', KEYS[1])\n"}
 	indexWorks := scriptKind{"#!lua flags=allow-oom\n", "redis.call('ZREM', KEYS[1], '')\n"}
 	deletes := scriptKind{"#!lua flags=allow-oom\n", ""}
+	probes := scriptKind{"#!lua flags=allow-oom\n", "redis.call('PERSIST', KEYS[2])\n"} // as alwaysWorks, on a key that is not there
 	return scripts{
 		join:        loadTelling(writes, "", "base", "room", "held", "join"),
 		heartbeat:   loadScript(alwaysWorks, "", "heartbeat"),
@@ -946,6 +966,7 @@ func loadScripts(tell bool) scripts {
 		noteRooms:   loadScript(writes, "zset hash", "note_rooms"),
 		claimNodes:  loadScript(indexWorks, "zset", "base", "claim_nodes"),
 		forgetNode:  loadScript(deletes, "zset hash", "forget_node"),
+		probe:       loadScript(probes, "", "server", "probe"),
 	}
 }
 
@@ -1056,9 +1077,6 @@ func (r reply) strange() *Error {
 	return unavailable(fmt.Errorf("unexpected answer of a script: %q", r.verdict()))
 }
 
-// errNoAnswer is the error of a script whose command has neither an answer nor an error. Every script answers with a list.
-var errNoAnswer = errors.New("a command has neither an answer nor an error")
-
 // run calls a script. Where a key is of another type, which stops a script before its first write, the key is mended and
 // the script called once more. Every failure is CodeUnavailable.
 func (s *Service) run(ctx context.Context, sc *script, keys []string, args ...any) (reply, error) {
@@ -1163,9 +1181,6 @@ func (s *Service) send(ctx context.Context, sc *script, keys []string, args []an
 		return nil, err
 	}
 	list, _ := answer.([]any)
-	if len(list) != 1 {
-		return nil, errNoAnswer
-	}
 	if number := reply(list).text(0); number != "" {
 		return reply{number}, nil
 	}

@@ -2,16 +2,12 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"math"
-	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"github.com/redis/go-redis/v9"
 )
 
 const (
@@ -28,28 +24,14 @@ const (
 	// The fraction of a score that says: the room was empty when a reaper set this.
 	emptyMark = 0.25
 
-	// How often a reaper asks each master for its TIME.
-	contactPeriod = time.Second
-
-	// What Redis' clock may gain or lose between two answers.
-	clockTolerance = time.Second
-
-	// How often it looks for masters that are new in a cluster.
-	layoutPeriod = 5 * time.Second
-
 	// When a room is due again that its reaper may not judge yet: another one may.
 	unjudgedPause = 250 * time.Millisecond
-)
-
-var (
-	errNoContact = errors.New("contact with a master of Redis was too short to judge who is lost")
-	errSpared    = errors.New("connections of a lost node were not removed")
 )
 
 // reaper removes connections that have been silent for longer than the lookback, and those of nodes whose lease is over. Any
 // number of reapers share the work: rooms and nodes are claimed, and each removal is decided again inside its script.
 //
-// Outages cull nobody: it judges by what a master says only after unbroken contact with it.
+// Outages cull nobody, nor does a Redis that answers and refuses writes: see judge.
 type reaper struct {
 	service  *Service
 	silence  *judge      // of connections
@@ -69,6 +51,7 @@ func newReaper(s *Service) *reaper {
 // start has the service's goroutines look for who is overdue or lost until it stops.
 func (r *reaper) start() {
 	s := r.service
+	s.reaper.Store(r)
 	s.work.Go(r.keepContact)
 	s.work.Go(func() { r.repeat(r.pass) })
 	s.work.Go(func() { r.repeat(r.passNodes) })
@@ -87,150 +70,6 @@ func (r *reaper) repeat(pass func(context.Context) error) {
 		if err := pass(ctx); err != nil && ctx.Err() == nil {
 			r.service.options.Logger.Warn("reaper could not look everywhere", "error", err)
 		}
-	}
-}
-
-// judge knows since when there is contact with each master. One may judge after a while of it, in which whoever lives has
-// been able to say so, and in which Redis' clock went like ours.
-type judge struct {
-	need     time.Duration
-	patience time.Duration // an answer that takes longer, or silence that is longer than this and the period, breaks the contact
-
-	mu       sync.Mutex
-	contacts map[string]contact // by address of the master
-}
-
-// contact with a master is unbroken since a time. at and clock are those of its last answer.
-type contact struct {
-	since, at time.Time
-	clock     int64 // milliseconds
-}
-
-func newJudge(need, patience time.Duration) *judge {
-	return &judge{need: need, patience: min(patience, time.Second), contacts: map[string]contact{}}
-}
-
-// heard takes an answer that a master gave at its clock's time to what was asked when it began. It tells whether one may
-// judge by the answer, and how far the clock was set since the one before.
-func (j *judge) heard(master string, began time.Time, clock int64) (trusted bool, step time.Duration) {
-	now := time.Now()
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	c, known := j.contacts[master]
-	silent := now.Sub(c.at)
-	if known {
-		step = time.Duration(clock-c.clock)*time.Millisecond - silent
-	}
-	if !known || now.Sub(began) > j.patience || silent > contactPeriod+j.patience || step.Abs() > clockTolerance {
-		c.since = now
-	}
-	c.at, c.clock = now, clock
-	j.contacts[master] = c
-	return now.Sub(c.since) >= j.need, step
-}
-
-// lasted is for how long there has been contact with a master.
-func (j *judge) lasted(master string) time.Duration {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	c := j.contacts[master]
-	return c.at.Sub(c.since)
-}
-
-// lost ends the contact with a master.
-func (j *judge) lost(master string) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	delete(j.contacts, master)
-}
-
-// clusterMasters is what clients of a cluster offer.
-type clusterMasters interface {
-	MasterForKey(ctx context.Context, key string) (*redis.Client, error)
-	ForEachMaster(ctx context.Context, visit func(context.Context, *redis.Client) error) error
-}
-
-// timer is what can be asked for its TIME.
-type timer interface {
-	Time(ctx context.Context) *redis.TimeCmd
-}
-
-// masterOf gives the master of a key, and the address that contact with it goes by.
-func (r *reaper) masterOf(ctx context.Context, key string) (address string, master timer, err error) {
-	cluster, ok := r.service.rdb.(clusterMasters)
-	if !ok {
-		return "", r.service.rdb, nil
-	}
-	node, err := cluster.MasterForKey(ctx, key)
-	if err != nil {
-		return "", nil, err
-	}
-	return node.Options().Addr, node, nil
-}
-
-// ask asks a master for its TIME. It tells whether one may judge now which nodes are lost.
-func (r *reaper) ask(ctx context.Context, address string, master timer) (clock int64, trusted bool, err error) {
-	ctx, cancel := context.WithTimeout(ctx, time.Second)
-	defer cancel()
-	began := time.Now()
-	answer, err := master.Time(ctx).Result()
-	if err != nil {
-		r.silence.lost(address)
-		r.loss.lost(address)
-		return 0, false, err
-	}
-	clock = answer.UnixMilli()
-	r.hear(r.silence, address, began, clock)
-	return clock, r.hear(r.loss, address, began, clock), nil
-}
-
-func (r *reaper) hear(j *judge, address string, began time.Time, clock int64) (trusted bool) {
-	trusted, step := j.heard(address, began, clock)
-	if step < -clockTolerance {
-		r.fellBack.Store(true)
-	}
-	return trusted
-}
-
-// keepContact asks every master again and again, each by a goroutine of its own, so that one that hangs holds up no other.
-func (r *reaper) keepContact() {
-	s := r.service
-	cluster, ok := s.rdb.(clusterMasters)
-	if !ok {
-		r.keepAsking("", s.rdb)
-		return
-	}
-	var mu sync.Mutex
-	asked := map[*redis.Client]bool{}
-	visit := func(_ context.Context, master *redis.Client) error {
-		mu.Lock()
-		defer mu.Unlock()
-		if asked[master] {
-			return nil
-		}
-		asked[master] = true
-		s.work.Go(func() {
-			r.keepAsking(master.Options().Addr, master)
-			mu.Lock()
-			defer mu.Unlock()
-			delete(asked, master)
-		})
-		return nil
-	}
-	for s.ctx.Err() == nil {
-		_ = cluster.ForEachMaster(s.ctx, visit) // without the layout there is no contact, which says enough
-		pause(s.ctx, layoutPeriod)
-	}
-}
-
-// keepAsking ends with the service, or when the client is closed because its server has left the cluster.
-func (r *reaper) keepAsking(address string, master timer) {
-	ctx := r.service.ctx
-	for ctx.Err() == nil {
-		if _, _, err := r.ask(ctx, address, master); errors.Is(err, redis.ErrClosed) {
-			return
-		}
-		pause(ctx, min(contactPeriod, r.silence.need/3, r.loss.need/3))
 	}
 }
 
@@ -350,32 +189,31 @@ type silence struct {
 	holds   bool // it was for those that are held back: nothing can be heard of them, but the clock may have been set
 }
 
-// look runs a script that finds something in a room, with its TIME first. It tells whether one may judge by the answer.
-func (r *reaper) look(ctx context.Context, j *judge, sc *script, room string, args ...any) (answer reply, trusted bool, err error) {
-	address, _, err := r.masterOf(ctx, keysOf(room).meta())
+// look runs a script that only reads a room, with Redis' TIME first in its answer. It tells for how long contact with the
+// room's master has lasted.
+func (r *reaper) look(ctx context.Context, j *judge, sc *script, room string, args ...any) (answer reply, lasted time.Duration, err error) {
+	master, err := r.masterOf(ctx, keysOf(room).meta())
 	if err != nil {
-		return nil, false, err
+		return nil, 0, err
 	}
 	began := time.Now()
 	if answer, err = r.service.run(ctx, sc, scriptKeys(room), args...); err != nil {
-		j.lost(address)
-		return nil, false, err
+		r.lostContact(master)
+		return nil, 0, err
 	}
-	return answer, r.hear(j, address, began, answer.int(0)), nil
+	lasted, step := j.read(master, began, answer.int(0))
+	r.stepped(step)
+	return answer, lasted, nil
 }
 
 func (r *reaper) overdue(ctx context.Context, room string) (silence, error) {
 	s := r.service
-	answer, trusted, err := r.look(ctx, r.silence, s.scripts.overdue, room, s.options.Lookback.Milliseconds(), removeBatch)
+	answer, lasted, err := r.look(ctx, r.silence, s.scripts.overdue, room, s.options.Lookback.Milliseconds(), removeBatch)
 	if err != nil {
 		return silence{}, err
 	}
-	address, _, err := r.masterOf(ctx, keysOf(room).meta())
-	if err != nil {
-		return silence{}, err
-	}
-	found := silence{now: answer.int(0), oldest: int64(answer.float(1)), trusted: trusted}
-	found.holds = s.options.Grace > 0 && r.silence.lasted(address) >= s.options.Grace
+	found := silence{now: answer.int(0), oldest: int64(answer.float(1)), trusted: lasted >= r.silence.need}
+	found.holds = s.options.Grace > 0 && lasted >= s.options.Grace
 	for i := 2; i < len(answer); i++ {
 		found.list = append(found.list, incarnation{conn: answer.text(i)})
 	}
@@ -394,6 +232,7 @@ func (r *reaper) cull(ctx context.Context, room string, found silence) (gone int
 		how.node = heldNode
 	}
 	_, removed, err := r.service.remove(ctx, room, how, found.list)
+	r.refused(ctx, room, err)
 	if len(removed) > 0 {
 		o.Logger.Info("silent connections removed", "room", room, "connections", len(removed))
 	}
@@ -421,83 +260,4 @@ func (r *reaper) next(found silence, wasEmpty bool) string {
 	default:
 		return strconv.FormatInt(found.now+r.patience(), 10)
 	}
-}
-
-// passNodes removes the connections of every node whose lease is over.
-func (r *reaper) passNodes(ctx context.Context) error {
-	address, master, err := r.masterOf(ctx, leasesKey)
-	if err != nil {
-		return err
-	}
-	clock, trusted, err := r.ask(ctx, address, master)
-	if err != nil || !trusted {
-		return nil // others may judge, or we later
-	}
-	s := r.service
-	answer, err := s.run(ctx, s.scripts.claimNodes, []string{leasesKey}, claimLease.Milliseconds(), clock+r.loss.patience.Milliseconds())
-	if err != nil {
-		return err
-	}
-	for i := range answer {
-		err = errors.Join(err, r.bury(ctx, answer.text(i)))
-	}
-	return err
-}
-
-// bury removes all connections of a lost node. When some cannot be removed now, the node is claimed again later.
-func (r *reaper) bury(ctx context.Context, node string) error {
-	s := r.service
-	rooms, err := s.rdb.HKeys(ctx, nodeRoomsKey(node)).Result()
-	if err != nil {
-		return err
-	}
-	s.options.Logger.Warn("a node is lost", "node", node, "rooms", len(rooms))
-	var failed atomic.Pointer[error]
-	each(rooms, func(room *string) {
-		if err := r.evict(ctx, *room, node); err != nil {
-			failed.Store(&err)
-		}
-	})
-	if err := failed.Load(); err != nil {
-		return *err
-	}
-	_, err = s.run(ctx, s.scripts.forgetNode, []string{leasesKey, nodeRoomsKey(node)}, node)
-	return err
-}
-
-// evict removes the connections of a lost node from a room.
-func (r *reaper) evict(ctx context.Context, room, node string) error {
-	for {
-		found, err := r.owned(ctx, room, node)
-		if err != nil || len(found.list) == 0 {
-			return err
-		}
-		if !found.trusted {
-			return errNoContact
-		}
-		how := removal{reason: ReasonNodeLost, node: node, notAfter: found.now + r.patience()}
-		for list := range slices.Chunk(found.list, removeBatch) {
-			_, gone, err := r.service.remove(ctx, room, how, list)
-			if err != nil {
-				return err
-			}
-			if len(gone) == 0 {
-				return errSpared
-			}
-		}
-		r.service.options.Logger.Info("connections of a lost node removed", "room", room, "connections", len(found.list))
-	}
-}
-
-// owned finds the connections of a node in a room.
-func (r *reaper) owned(ctx context.Context, room, node string) (found silence, err error) {
-	answer, trusted, err := r.look(ctx, r.loss, r.service.scripts.owned, room, node)
-	if err != nil {
-		return silence{}, err
-	}
-	found = silence{now: answer.int(0), trusted: trusted}
-	for i := 1; i+1 < len(answer); i += 2 {
-		found.list = append(found.list, incarnation{answer.text(i), answer.int(i + 1)})
-	}
-	return found, nil
 }

@@ -480,42 +480,66 @@ func TestAPassCostsTheSameInFewAndInManyRooms(t *testing.T) {
 // TestAJudgeWantsUnbrokenContact: who lives has had the time to say so, and the clock went right.
 func TestAJudgeWantsUnbrokenContact(t *testing.T) {
 	const need, patience = 10 * time.Second, 500 * time.Millisecond
-	type answer struct{ after, took, step time.Duration }
+	type answer struct {
+		after, took, step time.Duration
+		server            string
+		reads             bool // it is that of a call which writes nothing
+		lost              bool // it does not come
+	}
 	every := func(n int, a answer) []answer { return slices.Repeat([]answer{a}, n) }
 	steady := answer{after: time.Second}
+	then := func(a answer) []answer { return append(every(10, steady), a) }
 	for name, c := range map[string]struct {
 		before  []answer
 		trusted bool
 	}{
-		"the first answer":         {nil, false},
-		"nearly long enough":       {every(9, steady), false},
-		"long enough":              {every(10, steady), true},
-		"a late answer":            {append(every(10, steady), answer{after: time.Second, took: patience + 1}), false},
-		"an answer just in time":   {append(every(10, steady), answer{after: time.Second, took: patience}), true},
-		"a long silence":           {append(every(10, steady), answer{after: contactPeriod + patience + 1}), false},
-		"a silence just too short": {append(every(10, steady), answer{after: contactPeriod + patience}), true},
-		"a clock set forward":      {append(every(10, steady), answer{after: time.Second, step: time.Second + time.Millisecond}), false},
-		"a clock set back":         {append(every(10, steady), answer{after: time.Second, step: -time.Second - time.Millisecond}), false},
-		"a clock that slews":       {every(10, answer{after: time.Second, step: 900 * time.Millisecond}), true},
-		"again long enough":        {slices.Concat(every(10, steady), every(1, answer{after: time.Minute}), every(10, steady)), true},
+		"the first answer":           {nil, false},
+		"nearly long enough":         {every(9, steady), false},
+		"long enough":                {every(10, steady), true},
+		"a late answer":              {then(answer{after: time.Second, took: patience + 1}), false},
+		"an answer just in time":     {then(answer{after: time.Second, took: patience}), true},
+		"a long silence":             {then(answer{after: contactPeriod + patience + 1}), false},
+		"a silence just too short":   {then(answer{after: contactPeriod + patience}), true},
+		"a clock set forward":        {then(answer{after: time.Second, step: time.Second + time.Millisecond}), false},
+		"a clock set back":           {then(answer{after: time.Second, step: -time.Second - time.Millisecond}), false},
+		"a clock that slews":         {every(10, answer{after: time.Second, step: 900 * time.Millisecond}), true},
+		"again long enough":          {slices.Concat(every(10, steady), every(1, answer{after: time.Minute}), every(10, steady)), true},
+		"a refused write":            {slices.Concat(every(10, steady), every(1, answer{lost: true}), every(1, steady)), false},
+		"another process":            {slices.Concat(every(10, answer{after: time.Second, server: "a"}), every(1, answer{after: time.Second, server: "b"})), false},
+		"a process without a name":   {slices.Concat(every(10, answer{after: time.Second, server: "a"}), every(1, steady)), true},
+		"reads alone":                {append(every(1, answer{lost: true}), every(20, answer{after: time.Second, reads: true})...), false},
+		"a read":                     {then(answer{after: time.Second, reads: true}), true},
+		"reads while writes fail":    {slices.Concat(every(10, steady), every(1, answer{lost: true}), every(20, answer{after: time.Second, reads: true})), false},
+		"reads do not stand in":      {then(answer{after: contactPeriod + patience + 1, reads: true}), false},
+		"a late read":                {then(answer{after: time.Second, took: patience + 1, reads: true}), false},
+		"a read by a clock set back": {then(answer{after: time.Second, step: -2 * time.Second, reads: true}), false},
+		"a write after a late read":  {slices.Concat(every(10, steady), every(1, answer{after: time.Second, took: patience + 1, reads: true}), every(1, steady)), false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				j, offset := newJudge(need, patience), time.Duration(0)
-				trusted, _ := j.heard("master", time.Now(), time.Now().UnixMilli())
+				lasted, _ := j.wrote("master", time.Now(), time.Now().UnixMilli(), "")
 				for _, a := range c.before {
 					<-time.After(a.after)
 					offset += a.step
-					trusted, _ = j.heard("master", time.Now().Add(-a.took), time.Now().Add(offset).UnixMilli())
+					began, clock := time.Now().Add(-a.took), time.Now().Add(offset).UnixMilli()
+					switch {
+					case a.lost:
+						j.lost("master")
+					case a.reads:
+						lasted, _ = j.read("master", began, clock)
+					default:
+						lasted, _ = j.wrote("master", began, clock, a.server)
+					}
 				}
-				if trusted != c.trusted {
+				if trusted := lasted >= need; trusted != c.trusted {
 					t.Errorf("trusted: %t, want %t", trusted, c.trusted)
 				}
-				if other, _ := j.heard("another master", time.Now(), 0); other {
+				if other, _ := j.wrote("another master", time.Now(), 0, ""); other != 0 {
 					t.Error("contact with one master counts for another")
 				}
 				j.lost("master")
-				if again, _ := j.heard("master", time.Now(), time.Now().Add(offset).UnixMilli()); again {
+				if again, _ := j.wrote("master", time.Now(), time.Now().Add(offset).UnixMilli(), ""); again != 0 {
 					t.Error("contact that was lost counts")
 				}
 			})
@@ -575,9 +599,15 @@ func TestRoomsThatAreDueTooLateAreLookedAt(t *testing.T) {
 	room, r := uniqueRoom(t), newTrustingReaper(s)
 	moveTo(step)
 	mustJoin(t, s, room, "ann", "ghost", `{}`)
-	r.hear(r.silence, "", time.Now(), now(t, s))
+	hear := func() {
+		t.Helper()
+		if _, _, err := r.probe(t.Context(), probeTarget{"", probeKeys(probeRoom(0))}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	hear()
 	moveTo(0)
-	r.hear(r.silence, "", time.Now(), now(t, s))
+	hear()
 	if err := r.pass(t.Context()); err != nil {
 		t.Fatal(err)
 	}
