@@ -118,14 +118,17 @@ func reservedEvent(name string) bool {
 // listen subscribes anew whenever the subscription is lost. What is sent meanwhile
 // does not reach the sockets of this node; application events have no history.
 func (b *broadcaster) listen(ctx context.Context) {
+	level := slog.LevelWarn
 	for ctx.Err() == nil {
 		err := receive(ctx, b.rdb.PSubscribe(ctx, adapterPattern), func(item any) {
+			level = slog.LevelWarn
 			if m, ok := item.(*redis.Message); ok {
 				b.deliver(m.Payload)
 			}
 		})
 		if ctx.Err() == nil {
-			b.log.Warn("subscription to application events lost", "error", err)
+			b.log.Log(ctx, level, "subscription to application events lost", "error", err)
+			level = slog.LevelDebug // until one has worked: each try fails alike
 		}
 		pause(ctx, subscriptionPause)
 	}

@@ -228,10 +228,7 @@ func (c *connection) answer(name string, respond request, payload []byte, id ack
 
 // refusal is the error for the client; its cause is for the log.
 func (c *connection) refusal(name string, err error) *Error {
-	var refused *Error
-	if !errors.As(err, &refused) {
-		refused = unavailable(err)
-	}
+	refused := asError(err)
 	c.refusals.add(string(refused.Code))
 	c.metrics.answered(name, refused.Code)
 	if refused.Cause != nil {

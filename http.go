@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"crypto/subtle"
 	"encoding/base64"
-	"errors"
 	"log/slog"
 	"net/http"
 	"net/url"
@@ -116,13 +115,13 @@ func (w *web) answer(at route, out http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithTimeout(r.Context(), answerWithin)
 	defer cancel()
 	body, err := at.respond(ctx, r)
-	var refused *Error
 	switch {
 	case err == nil && body == nil:
 		out.WriteHeader(http.StatusNoContent)
 	case err == nil:
 		writeJSON(out, http.StatusOK, body)
-	case errors.As(err, &refused):
+	default:
+		refused := asError(err)
 		if refused.Cause != nil {
 			w.log.Warn("request failed", "method", at.method, "route", at.path, "code", string(refused.Code), "error", refused.Cause)
 		}

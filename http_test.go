@@ -1,11 +1,13 @@
 package main
 
 import (
+	"context"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"slices"
 	"strings"
@@ -514,4 +516,25 @@ func TestASilentClientLearnsOfAKickWhoseMessageIsLost(t *testing.T) {
 		}
 		u.refused(eventHeartbeat, "", CodeNotJoined)
 	})
+}
+
+// TestEveryErrorIsAnAnswer: no error leaves the status 200.
+func TestEveryErrorIsAnAnswer(t *testing.T) {
+	for name, tc := range map[string]struct {
+		err    error
+		status int
+		code   Code
+	}{
+		"one of ours":         {notJoined(), http.StatusNotFound, CodeNotJoined},
+		"one of ours, inside": {fmt.Errorf("kick: %w", notJoined()), http.StatusNotFound, CodeNotJoined},
+		"any other":           {io.ErrUnexpectedEOF, http.StatusServiceUnavailable, CodeUnavailable},
+		"a deadline":          {context.DeadlineExceeded, http.StatusServiceUnavailable, CodeUnavailable},
+	} {
+		out := httptest.NewRecorder()
+		w := &web{log: testLogger(t)}
+		w.answer(route{http.MethodGet, "/any", func(context.Context, *http.Request) ([]byte, error) { return nil, tc.err }}, out, httptest.NewRequest(http.MethodGet, "/any", nil))
+		if code := `"code":"` + string(tc.code) + `"`; out.Code != tc.status || !strings.Contains(out.Body.String(), code) {
+			t.Errorf("%s is answered with %d %s", name, out.Code, out.Body)
+		}
+	}
 }

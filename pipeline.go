@@ -199,10 +199,14 @@ func (l *pipeline) await(ctx context.Context, c *pipelinedCall) (any, error) {
 	}
 }
 
-// probe ends the master's debt with its first answer.
+// probe ends the master's debt with its first answer. A refusal of the login or of PING is one: calls are answered then.
 func (l *pipeline) probe() {
 	defer l.owes.Store(false)
-	for l.of.ctx.Err() == nil && l.client.Ping(l.of.ctx).Err() != nil {
+	for l.of.ctx.Err() == nil {
+		err := l.client.Ping(l.of.ctx).Err()
+		if err == nil || errors.As(err, new(redis.Error)) {
+			return
+		}
 		pause(l.of.ctx, subscriptionPause)
 	}
 }
@@ -244,7 +248,7 @@ func (l *pipeline) send(batch []*pipelinedCall) {
 		e.cmd = scriptCmd(l.of.ctx, "evalsha", e.sha, e.keys, e.args)
 		_ = pipe.Process(l.of.ctx, e.cmd)
 	}
-	_, _ = pipe.Exec(l.of.ctx) // each command has an error of its own
+	_, _ = pipe.Exec(l.of.ctx) // each command has an error of its own: completeAnswers sees to it
 	for _, e := range list {
 		e.settle()
 	}
@@ -280,6 +284,9 @@ func (l *pipeline) place(c *pipelinedCall, list []*evalSha) []*evalSha {
 // settle gives every call its answer: to each an answer as it would have had alone.
 func (e *evalSha) settle() {
 	answer, err := e.cmd.Result()
+	if err == nil && answer == nil {
+		err = errNoAnswer
+	}
 	answers, _ := answer.([]any)
 	for i, c := range e.calls {
 		switch {

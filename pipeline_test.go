@@ -319,3 +319,25 @@ func TestADeadMasterStopsNobodyElse(t *testing.T) {
 		}
 	}
 }
+
+// TestACommandWithNeitherAnswerNorErrorIsAnError, whatever client it came from.
+func TestACommandWithNeitherAnswerNorErrorIsAnError(t *testing.T) {
+	calls := []*pipelinedCall{{done: make(chan struct{})}, {done: make(chan struct{})}}
+	(&evalSha{calls: calls, cmd: redis.NewCmd(t.Context())}).settle()
+	for i, c := range calls {
+		if !errors.Is(c.err, errNoAnswer) {
+			t.Errorf("call %d has %v, %v", i, c.answer, c.err)
+		}
+	}
+	s := startService(t, silentRedis{miniRedis(t).open(t)}, Options{})
+	if _, err := s.whereabouts(t.Context(), "ann"); !isUnavailable(err) || !errors.Is(err, errNoAnswer) {
+		t.Errorf("the error is %v", err)
+	}
+}
+
+// silentRedis leaves scripts without an answer.
+type silentRedis struct{ redis.UniversalClient }
+
+func (silentRedis) EvalSha(ctx context.Context, _ string, _ []string, _ ...any) *redis.Cmd {
+	return redis.NewCmd(ctx)
+}

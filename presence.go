@@ -808,6 +808,15 @@ func unavailable(cause error) *Error {
 	return &Error{Code: CodeUnavailable, Message: "the presence store did not answer in time, try again", Cause: cause}
 }
 
+// asError is the *Error that err is or wraps. Any other error is the cause of CodeUnavailable.
+func asError(err error) *Error {
+	var refused *Error
+	if errors.As(err, &refused) {
+		return refused
+	}
+	return unavailable(err)
+}
+
 // literal is text as JSON, with nothing escaped but quote and backslash: lua/room.lua undoes that. Ids hold no control characters.
 func literal(text string) string {
 	return string(appendString(make([]byte, 0, len(text)+2), text))
@@ -1077,6 +1086,9 @@ func (r reply) strange() *Error {
 	return unavailable(fmt.Errorf("unexpected answer of a script: %q", r.verdict()))
 }
 
+// errNoAnswer is the error of a script whose command has neither an answer nor an error. Every script answers with a list.
+var errNoAnswer = errors.New("a command has neither an answer nor an error")
+
 // run calls a script. Where a key is of another type, which stops a script before its first write, the key is mended and
 // the script called once more. Every failure is CodeUnavailable.
 func (s *Service) run(ctx context.Context, sc *script, keys []string, args ...any) (reply, error) {
@@ -1181,6 +1193,9 @@ func (s *Service) send(ctx context.Context, sc *script, keys []string, args []an
 		return nil, err
 	}
 	list, _ := answer.([]any)
+	if len(list) != 1 {
+		return nil, errNoAnswer
+	}
 	if number := reply(list).text(0); number != "" {
 		return reply{number}, nil
 	}

@@ -45,13 +45,17 @@ func openRedis(ctx context.Context, rawURL string) (redis.UniversalClient, error
 // newRedisClient makes the client that the options ask for.
 func newRedisClient(o *redis.UniversalOptions) redis.UniversalClient {
 	if !o.IsClusterMode {
-		return redis.NewUniversalClient(o)
+		rdb := redis.NewUniversalClient(o)
+		rdb.AddHook(completeAnswers{})
+		return rdb
 	}
 	cluster := o.Cluster()
 	// With them, PING goes to all masters and fails with one of them, and every
 	// command is looked up in a table that has to be read first.
 	cluster.DisableRoutingPolicies = true
-	return redis.NewClusterClient(cluster)
+	rdb := redis.NewClusterClient(cluster)
+	rdb.OnNewNode(func(node *redis.Client) { node.AddHook(completeAnswers{}) })
+	return rdb
 }
 
 // clusterEnabled asks a single server whether it belongs to a cluster. HELLO tells
