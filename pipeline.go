@@ -78,8 +78,17 @@ func (p *pipelines) merge(digests ...string) {
 
 // EvalSha sends keys and args as they are: at least one key.
 func (p *pipelines) EvalSha(ctx context.Context, sha string, keys []string, args ...any) *redis.Cmd {
+	return p.call(ctx, &pipelinedCall{command: "evalsha", script: sha, keys: keys, args: args, done: make(chan struct{})})
+}
+
+// Eval goes the way of EvalSha, so that loading scripts needs no connection beside.
+func (p *pipelines) Eval(ctx context.Context, source string, keys []string, args ...any) *redis.Cmd {
+	return p.call(ctx, &pipelinedCall{command: "eval", script: source, keys: keys, args: args, done: make(chan struct{})})
+}
+
+func (p *pipelines) call(ctx context.Context, c *pipelinedCall) *redis.Cmd {
 	cmd := redis.NewCmd(ctx)
-	answer, err := p.process(ctx, &pipelinedCall{sha: sha, keys: keys, args: args, done: make(chan struct{})})
+	answer, err := p.process(ctx, c)
 	var answered redis.Error
 	switch {
 	case err == nil:
@@ -87,7 +96,9 @@ func (p *pipelines) EvalSha(ctx context.Context, sha string, keys []string, args
 		return cmd
 	case redis.HasErrorPrefix(err, "MOVED"), redis.HasErrorPrefix(err, "ASK"), errors.Is(err, redis.ErrClosed):
 		p.reload()
-		return p.UniversalClient.EvalSha(ctx, sha, keys, args...) // it has not run, and this follows the redirection
+		again := scriptCmd(ctx, c.command, c.script, c.keys, c.args)
+		_ = p.UniversalClient.Process(ctx, onceCmd{again}) // it has not run, and this follows the redirection
+		return again
 	case !errors.As(err, &answered):
 		p.reload()
 	}
@@ -158,9 +169,10 @@ type pipeline struct {
 
 // pipelinedCall is one call. Either its caller gives it up, or a worker takes it and closes done.
 type pipelinedCall struct {
-	sha  string
-	keys []string
-	args []any
+	command string // EVALSHA or EVAL, in lower case
+	script  string // its digest or text
+	keys    []string
+	args    []any
 
 	taken  atomic.Bool
 	done   chan struct{}
@@ -237,7 +249,7 @@ func (l *pipeline) gather(first *pipelinedCall) []*pipelinedCall {
 }
 
 func (l *pipeline) send(batch []*pipelinedCall) {
-	var list []*evalSha
+	var list []*scriptCommand
 	for _, c := range batch {
 		if !c.taken.Swap(true) {
 			list = l.place(c, list)
@@ -245,7 +257,7 @@ func (l *pipeline) send(batch []*pipelinedCall) {
 	}
 	pipe := l.client.Pipeline()
 	for _, e := range list {
-		e.cmd = scriptCmd(l.of.ctx, "evalsha", e.sha, e.keys, e.args)
+		e.cmd = scriptCmd(l.of.ctx, e.command, e.script, e.keys, e.args)
 		_ = pipe.Process(l.of.ctx, e.cmd)
 	}
 	_, _ = pipe.Exec(l.of.ctx) // each command has an error of its own: completeAnswers sees to it
@@ -254,35 +266,36 @@ func (l *pipeline) send(batch []*pipelinedCall) {
 	}
 }
 
-// evalSha is one command, and the calls that it carries.
-type evalSha struct {
-	sha   string
-	tag   string // that all keys have in common; "" = they need not
-	keys  []string
-	args  []any
-	calls []*pipelinedCall
-	cmd   *redis.Cmd
+// scriptCommand is one command, and the calls that it carries.
+type scriptCommand struct {
+	command string // that of its calls
+	script  string
+	tag     string // that all keys have in common; "" = they need not
+	keys    []string
+	args    []any
+	calls   []*pipelinedCall
+	cmd     *redis.Cmd
 }
 
 // place adds a call to a command of the list, or to the list.
-func (l *pipeline) place(c *pipelinedCall, list []*evalSha) []*evalSha {
-	merges, tag := l.of.merged[c.sha], ""
+func (l *pipeline) place(c *pipelinedCall, list []*scriptCommand) []*scriptCommand {
+	merges, tag := l.of.merged[c.script], ""
 	if merges && l.of.cluster != nil {
 		tag = hashTag(c.keys[0])
 	}
 	if merges {
 		for _, e := range list {
-			if e.sha == c.sha && e.tag == tag && len(e.keys)+len(c.keys) <= mergedKeys {
+			if e.script == c.script && e.tag == tag && len(e.keys)+len(c.keys) <= mergedKeys {
 				e.keys, e.args, e.calls = append(e.keys, c.keys...), append(e.args, c.args...), append(e.calls, c)
 				return list
 			}
 		}
 	}
-	return append(list, &evalSha{sha: c.sha, tag: tag, keys: slices.Clip(c.keys), args: slices.Clip(c.args), calls: []*pipelinedCall{c}})
+	return append(list, &scriptCommand{command: c.command, script: c.script, tag: tag, keys: slices.Clip(c.keys), args: slices.Clip(c.args), calls: []*pipelinedCall{c}})
 }
 
 // settle gives every call its answer: to each an answer as it would have had alone.
-func (e *evalSha) settle() {
+func (e *scriptCommand) settle() {
 	answer, err := e.cmd.Result()
 	if err == nil && answer == nil {
 		err = errNoAnswer

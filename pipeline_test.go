@@ -79,6 +79,9 @@ func TestScriptsThatWaitShareARoundTrip(t *testing.T) {
 	p, hook := startPipelines(t, realRedis(t))
 	s, room := startService(t, p, Options{}), uniqueRoom(t)
 	m := mustJoin(t, s, room, "ann", "a", "{}")
+	if _, _, err := s.heartbeat(t.Context(), &m, nil, 0); err != nil { // Redis knows the script then
+		t.Fatal(err)
+	}
 	trips, scripts, evals := hook.trips.Load(), hook.scripts.Load(), hook.evals.Load()
 	// More than the workers can take before the gate: up to a whole batch each. All others wait behind them.
 	const calls = (pipelineWorkers + 2) * pipelineBatch
@@ -124,7 +127,7 @@ func heartbeatCall(s *Service, m Member, epoch int64, want string) wantedCall {
 		sha = s.scripts.heartbeat.plain.sha
 	}
 	keys := []string{keysOf(m.Room).lastSeen(), keysOf(m.Room).revision(), connKey(m.Room, m.Conn)}
-	return wantedCall{&pipelinedCall{sha: sha, keys: keys, args: []any{3, 4, m.Conn, epoch, m.Rev, 60_000}, done: make(chan struct{})}, m, want}
+	return wantedCall{&pipelinedCall{command: "evalsha", script: sha, keys: keys, args: []any{3, 4, m.Conn, epoch, m.Rev, 60_000}, done: make(chan struct{})}, m, want}
 }
 
 func (c wantedCall) check(t *testing.T) {
@@ -194,7 +197,7 @@ func TestCallsInOneCommandAreAsGoodAsAlone(t *testing.T) {
 }
 
 // merges are the commands that carry the calls.
-func merges(l *pipeline, calls []*pipelinedCall) (list []*evalSha) {
+func merges(l *pipeline, calls []*pipelinedCall) (list []*scriptCommand) {
 	for _, c := range calls {
 		list = l.place(c, list)
 	}
@@ -202,7 +205,7 @@ func merges(l *pipeline, calls []*pipelinedCall) (list []*evalSha) {
 }
 
 func TestOnlyKeysOfOneTagGoTogetherInACluster(t *testing.T) {
-	call := func(sha, key string) *pipelinedCall { return &pipelinedCall{sha: sha, keys: []string{key}} }
+	call := func(sha, key string) *pipelinedCall { return &pipelinedCall{script: sha, keys: []string{key}} }
 	calls := []*pipelinedCall{
 		call("light", "prs:{room:a}:rev"), call("light", "prs:{room:b}:rev"), call("light", "prs:{room:a}:rev"),
 		call("heavy", "prs:{room:a}:rev"), call("heavy", "prs:{room:a}:rev"), call("light", "prs:user:u:conns"), call("light", "prs:user:v:conns"),
@@ -323,7 +326,7 @@ func TestADeadMasterStopsNobodyElse(t *testing.T) {
 // TestACommandWithNeitherAnswerNorErrorIsAnError, whatever client it came from.
 func TestACommandWithNeitherAnswerNorErrorIsAnError(t *testing.T) {
 	calls := []*pipelinedCall{{done: make(chan struct{})}, {done: make(chan struct{})}}
-	(&evalSha{calls: calls, cmd: redis.NewCmd(t.Context())}).settle()
+	(&scriptCommand{calls: calls, cmd: redis.NewCmd(t.Context())}).settle()
 	for i, c := range calls {
 		if !errors.Is(c.err, errNoAnswer) {
 			t.Errorf("call %d has %v, %v", i, c.answer, c.err)

@@ -54,6 +54,7 @@ type Service struct {
 	publish  string // the command that publishes a room's events
 	announce string // and that which tells of users
 	unflags  atomic.Bool
+	loads    scriptLoads
 	left     departed
 	reaper   atomic.Pointer[reaper] // the one that runs, nil = none
 
@@ -1172,8 +1173,7 @@ func (s *Service) call(ctx context.Context, sc *script, keys []string, args []an
 	return answer, err
 }
 
-// send names a script by its digest and sends its text only where the server says that it does not know it: then it has not
-// run. Whatever else fails may have run, and is not sent again.
+// send calls a script in the form that the server takes, and gives the answer to its only call.
 func (s *Service) send(ctx context.Context, sc *script, keys []string, args []any) (reply, error) {
 	flagged := !s.unflags.Load()
 	text := sc.plain
@@ -1181,10 +1181,7 @@ func (s *Service) send(ctx context.Context, sc *script, keys []string, args []an
 		text = sc.flagged
 	}
 	call := append([]any{len(keys), len(args)}, args...)
-	answer, err := s.rdb.EvalSha(ctx, text.sha, keys, call...).Result()
-	if redis.HasErrorPrefix(err, "NOSCRIPT") {
-		answer, err = s.rdb.Eval(ctx, text.source, keys, call...).Result()
-	}
+	answer, err := s.evalSha(ctx, text, keys, call)
 	if flagged && err != nil && strings.Contains(err.Error(), "ompil") {
 		s.unflags.Store(true)
 		return s.send(ctx, sc, keys, args)
