@@ -304,39 +304,6 @@ func decodeAuth(raw []byte) (token string, err *Error) {
 	return decodeText("token", text)
 }
 
-// field is one that a payload may have, and where its JSON goes.
-type field struct {
-	name  string
-	value *[]byte
-}
-
-// readFields points fields at their values within raw; those that raw has not, or as null, stay nil. Names are
-// case-sensitive; of two values for one name the last one counts; other names are passed over.
-func readFields(raw []byte, fields ...field) *Error {
-	if len(raw) == 0 || string(raw) == "null" {
-		return nil
-	}
-	s := scanner{text: raw}
-	if !utf8.Valid(raw) || !s.enter('{') {
-		return invalid("the payload must be a JSON object")
-	}
-	for s.nextKey() {
-		name, value := unquote(s.token()), s.nextValue()
-		if string(value) == "null" {
-			value = nil
-		}
-		for _, f := range fields {
-			if f.name == string(name) {
-				*f.value = value
-			}
-		}
-	}
-	if !s.ended() {
-		return invalid("the payload must be a JSON object")
-	}
-	return nil
-}
-
 // decodeID reads the id of a room or user; a nil raw is a missing one.
 func decodeID(field string, raw []byte, lim Limits) (string, *Error) {
 	if raw == nil {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"math"
 	"reflect"
@@ -87,8 +88,6 @@ func TestDecode(t *testing.T) {
 		{"null state", "join", `{"roomId":"r","userId":"u","state":null}`, joinOf("r", "u", empty)},
 		{"spaces", "join", " {\n\"roomId\" : \"r\"\t, \"userId\" : \"u\" , \"state\" : null } ", joinOf("r", "u", empty)},
 		{"unknown fields", "join", `{"roomId":"r","x":[{"roomId":1}],"userId":"u","ROOMID":1,"roomid":2,"RoomId":3,"State":4}`, joinOf("r", "u", empty)},
-		{"last of duplicates", "join", `{"roomId":1,"userId":"u","roomId":"r","state":[],"state":{}}`, joinOf("r", "u", empty)},
-		{"null as the last duplicate", "join", `{"roomId":"r","userId":"u","state":{"a":1},"state":null}`, joinOf("r", "u", empty)},
 		{"escaped key", "join", `{"room\u0049d":"r","userId":"u"}`, joinOf("r", "u", empty)},
 		{"escaped ids", "join", `{"roomId":"\u0041\/\"\\","userId":"\ud83d\ude00"}`, joinOf(`A/"\`, "😀", empty)},
 		{"ids with braces, spaces and a replacement character", "join", `{"roomId":" {a}:b ","userId":"\ufffd"}`, joinOf(" {a}:b ", "\ufffd", empty)},
@@ -150,6 +149,27 @@ func TestDecodeRefusesPayload(t *testing.T) {
 	}
 }
 
+// TestDecodeRefusesAFieldTwice: readers before this server may have taken the first of two, this one would take the last.
+func TestDecodeRefusesAFieldTwice(t *testing.T) {
+	many := strings.TrimSuffix(wideObject(40, "1"), "}") // more names than are compared one by one
+	for _, d := range decoders {
+		for name := range rawMembers(t, []byte(d.valid)) {
+			twice := strings.Replace(d.valid, "{", `{"`+name+`":null,`, 1)
+			checkRefused(t, d.event, twice, CodeInvalidPayload, name+" twice")
+			escaped := fmt.Sprintf(`{"\u%04x%s":1,`, name[0], name[1:])
+			checkRefused(t, d.event, strings.Replace(d.valid, "{", escaped, 1), CodeInvalidPayload, name+" twice")
+		}
+		for _, twice := range []string{`{"x":1,"x":1,`, `{"ROOMID":1,"ROOMID":2,`, `{"":1,"":2,`, `{"\ud800":1,"\uD800":2,`, many + `,"k0":2,`, many + `,"k39":2,`} {
+			checkRefused(t, d.event, strings.Replace(d.valid, "{", twice, 1), CodeInvalidPayload, "a field twice")
+		}
+		for _, once := range []string{`{"x":1,"X":1,`, `{"\ud800":1,"\ud801":2,`, `{"x":{"roomId":1,"a":1,"a":2},`, many + ","} {
+			if _, err := d.decode([]byte(strings.Replace(d.valid, "{", once, 1))); err != nil {
+				t.Errorf("%s with %.60s: %v", d.event, once, err)
+			}
+		}
+	}
+}
+
 func TestDecodeRefusesIDs(t *testing.T) {
 	values := []string{
 		`""`, `0`, `1`, `true`, `false`, `[]`, `["r"]`, `{}`, `{"a":"r"}`,
@@ -167,7 +187,7 @@ func TestDecodeRefusesIDs(t *testing.T) {
 			}
 		}
 	}
-	for _, raw := range []string{``, `null`, `{}`, `{"RoomId":"r","roomid":"r"}`, `{"roomId":null}`, `{"roomId":"r","roomId":null}`} {
+	for _, raw := range []string{``, `null`, `{}`, `{"RoomId":"r","roomid":"r"}`, `{"roomId":null}`} {
 		checkRefused(t, "get", raw, CodeInvalidPayload, "roomId is missing")
 		checkRefused(t, "join", raw, CodeInvalidPayload, "roomId is missing")
 	}
