@@ -18,7 +18,7 @@ var knownBy = map[string][]string{
 	"github.com/tidwall/btree":          {"room.go"},
 	"github.com/zishang520/":            {"engineio.go"},
 	"github.com/gobwas/":                {"websocket.go", "engineio.go", "session.go", "limits.go"},
-	"github.com/golang-jwt/jwt/v5":      {"auth.go"},
+	"github.com/golang-jwt/jwt/v5":      {"auth.go", "tokens.go", "token_keys.go"},
 	"github.com/prometheus/":            {"metrics.go"},
 	"github.com/vmihailenco/msgpack/v5": {"broadcast.go"},
 }

@@ -158,6 +158,7 @@ func startNode(config Config, log *slog.Logger) (*node, error) {
 	warnOfEviction(ctx, n.redis, log)
 	n.scripts = newPipelines(n.redis)
 	n.wire(config)
+	n.tokens.start()
 	go n.serve()
 	return n, nil
 }
@@ -310,6 +311,7 @@ func (n *node) stop() {
 	if err := n.server.Shutdown(ctx); err != nil {
 		n.log.Warn("requests were cut off", "error", err)
 	}
+	n.tokens.close(ctx)
 	subscriptions.Wait()
 	n.lease.close(ctx, left == 0)
 	n.service.Stop()

@@ -305,10 +305,7 @@ func eventName(raw json.RawMessage) (string, bool) {
 	if len(raw) < 2 || raw[0] != '"' {
 		return "", false
 	}
-	name := string(raw[1 : len(raw)-1])
-	if bytes.IndexByte(raw, '\\') >= 0 && json.Unmarshal(raw, &name) != nil {
-		return "", false
-	}
+	name := string(unquote(raw))
 	switch name {
 	case "connect", "connect_error", "disconnect", "disconnecting", "newListener", "removeListener":
 		return "", false
