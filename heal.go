@@ -24,8 +24,8 @@ const (
 
 	// How often Redis is asked whether it still has what it had, and for how many rooms at most. They are other rooms each
 	// time, so that some of every master are among them.
-	pulsePeriod = time.Second
-	pulseRooms  = 16
+	pulsePeriod = 500 * time.Millisecond
+	pulseRooms  = 8
 )
 
 // lives tells whether the member was heard of within the lookback. m.mu is held.
@@ -173,6 +173,9 @@ func (h *healer) take() (rooms []*room, whole bool) {
 	if whole {
 		rooms = h.hub.all(math.MaxInt)
 		h.log.Warn("Redis has lost data, or this node its lease: all members are put back", "rooms", len(rooms))
+		for _, r := range rooms { // so that the wait for members of other nodes begins now, and not after the healing
+			r.check()
+		}
 	}
 	return rooms, whole
 }
@@ -270,9 +273,10 @@ func (h *healer) pulse() {
 	var asked sync.WaitGroup
 	for _, r := range h.hub.all(pulseRooms) {
 		asked.Go(func() {
-			known, by := r.known()
-			if rev, server, err := h.service.pulse(ctx, r.id); err == nil && (rev < known || isAnother(server, by)) {
-				r.lost()
+			known, before := r.known()
+			rev, signs, err := h.service.pulse(ctx, r.id)
+			if err == nil && known > 0 && (rev < known || signs.lostSince(before)) {
+				r.check()
 			}
 		})
 	}

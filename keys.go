@@ -64,6 +64,10 @@ func (k roomKeys) revision() string { return k.prefix + "rev" }
 // conns is a set of connection ids. It lives as long as the room has members.
 func (k roomKeys) conns() string { return k.prefix + "conns" }
 
+// origin is a string: the revision with which the room's counter began, or went on after it had lost some. Who reads the room
+// learns from it that data were lost, though the counter rose. It expires an hour after that.
+func (k roomKeys) origin() string { return k.prefix + "origin" }
+
 // held is a sorted set, all scores 0: user and connection of those that are held back after a broken connection. It may name
 // too many. It expires an hour after the last of them has to leave.
 func (k roomKeys) held() string { return k.prefix + "held" }
@@ -100,12 +104,12 @@ func kickKey(room, conn string) string {
 
 // indices are the keys that every script of a room takes first, in this order.
 func (k roomKeys) indices() []string {
-	return []string{k.meta(), k.members(), k.lastSeen(), k.revision(), k.conns()}
+	return []string{k.meta(), k.members(), k.lastSeen(), k.revision(), k.conns(), k.origin()}
 }
 
 // scriptKeys are the KEYS of a script that works on these connections of a room.
 func scriptKeys(room string, conns ...string) []string {
-	keys := make([]string, 0, 5+len(conns))
+	keys := make([]string, 0, 6+len(conns))
 	keys = append(keys, keysOf(room).indices()...)
 	for _, conn := range conns {
 		keys = append(keys, connKey(room, conn))

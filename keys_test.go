@@ -18,6 +18,7 @@ func TestKeysAreThoseOfTheProtocol(t *testing.T) {
 		k.lastSeen():             "prs:{room:lobby}:last_seen",
 		k.revision():             "prs:{room:lobby}:rev",
 		k.conns():                "prs:{room:lobby}:conns",
+		k.origin():               "prs:{room:lobby}:origin",
 		k.held():                 "prs:{room:lobby}:held",
 		k.events():               "prs:{room:lobby}:events",
 		connKey("lobby", "c1"):   "prs:conn:{room:lobby}:c1",
@@ -27,7 +28,7 @@ func TestKeysAreThoseOfTheProtocol(t *testing.T) {
 		probeChannel("p1"):       "prs:probe:p1",
 		eventsPattern:            "prs:{room:*}:events",
 		strings.Join(scriptKeys("r", "a", "b"), " "): "prs:{room:r}:conn_meta prs:{room:r}:members prs:{room:r}:last_seen " +
-			"prs:{room:r}:rev prs:{room:r}:conns prs:conn:{room:r}:a prs:conn:{room:r}:b",
+			"prs:{room:r}:rev prs:{room:r}:conns prs:{room:r}:origin prs:conn:{room:r}:a prs:conn:{room:r}:b",
 	}
 	for got, want := range cases {
 		if got != want {

@@ -256,7 +256,7 @@ type roomPicture struct {
 
 // judgeStore checks G6, what each key's life is, and that Redis has what it has published.
 func (m *model) judgeStore(l *ledger) {
-	cmd := redis.NewCmd(m.ctx, append([]any{"EVAL", modelPicture, 5}, append(anys(keysOf(l.room).indices()), l.room)...)...)
+	cmd := redis.NewCmd(m.ctx, append([]any{"EVAL", modelPicture, 6}, append(anys(keysOf(l.room).indices()), l.room)...)...)
 	m.do(cmd)
 	list, err := cmd.Slice()
 	if err != nil {

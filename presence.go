@@ -208,8 +208,8 @@ type Snapshot struct {
 	Entries []Entry // by connection id
 	Users   int     // different users among them
 
-	server string // names the process of Redis that answered; "" if it does not tell
-	until  int64  // revision at the end, above Rev if a large room changed while it was read
+	loss  lossSigns
+	until int64 // revision at the end, above Rev if a large room changed while it was read
 }
 
 // Snapshot reads a room. An empty one has no entries.
@@ -581,12 +581,13 @@ func (s *Service) read(ctx context.Context, room string) (Snapshot, error) {
 			return Snapshot{}, err
 		}
 		if cursor == "0" {
-			v = Snapshot{Rev: answer.int(0), TS: answer.int(1), server: answer.text(5)}
+			v = Snapshot{Rev: answer.int(0), TS: answer.int(1), loss: lossSigns{server: answer.text(5), origin: answer.int(7)}}
 		}
 		v.until, v.Users = answer.int(0), int(answer.int(2))
-		if v.until < v.Rev || isAnother(answer.text(5), v.server) {
+		if v.until < v.Rev || isAnother(answer.text(5), v.loss.server) || answer.int(7) != v.loss.origin && answer.int(7) != 0 {
 			return Snapshot{}, unavailable(errors.New("data of a room were lost while it was read"))
 		}
+		v.loss.torn = v.loss.torn || answer.int(8) == 1
 		s.takeOver(members, answer.pairs(3), answer.pairs(4))
 		if cursor = answer.text(6); cursor == "0" {
 			break
@@ -600,6 +601,18 @@ func (s *Service) readPart(ctx context.Context, room, cursor string) (reply, err
 	ctx, cancel := context.WithTimeout(ctx, readPartWithin)
 	defer cancel()
 	return s.run(ctx, s.scripts.read, scriptKeys(room), cursor, readBatch)
+}
+
+// lossSigns are what the store tells of a room, by which a later reading knows that data were lost in between.
+type lossSigns struct {
+	server string // the process of Redis that answered; "" if it does not tell
+	origin int64  // the revision with which the room's counter began, or went on after a loss; 0 = it began over an hour ago
+	torn   bool   // the indices of the room disagree: some of them are lost
+}
+
+// lostSince tells whether data were lost between an earlier reading and this one.
+func (s lossSigns) lostSince(before lossSigns) bool {
+	return isAnother(s.server, before.server) || s.origin != 0 && s.origin != before.origin || s.torn && !before.torn
 }
 
 // isAnother tells whether a name is not that of the process of Redis known before. Unknown ones tell nothing.
@@ -647,10 +660,10 @@ func (s *Service) entry(conn string, m Member, lastSeen int64) Entry {
 	return Entry{ConnID: conn, UserID: m.User, State: m.State, LastSeenMs: lastSeen, Epoch: m.Epoch, Rev: m.Rev}
 }
 
-// pulse gives a room's revision, and the name of the process of Redis that has it, "" if that is not to be known.
-func (s *Service) pulse(ctx context.Context, room string) (rev int64, server string, err error) {
+// pulse gives a room's revision, and by what a loss of its data is known.
+func (s *Service) pulse(ctx context.Context, room string) (rev int64, signs lossSigns, err error) {
 	answer, err := s.run(ctx, s.scripts.pulse, scriptKeys(room))
-	return answer.int(0), answer.text(1), err
+	return answer.int(0), lossSigns{server: answer.text(1), origin: answer.int(2), torn: answer.int(3) == 1}, err
 }
 
 // indexRoom makes sure that a reaper looks at the room before a member of it can be overdue for long.
@@ -957,9 +970,9 @@ func loadScripts(tell bool) scripts {
 		restore:     loadTelling(writes, "", "base", "room", "restore"),
 		remove:      loadTelling(alwaysWorks, "", "base", "room", "held", "remove"),
 		hold:        loadScript(alwaysWorks, "", "base", "room", "held", "hold"),
-		read:        loadScript(alwaysWorks, "", "base", "room", "server", "read"),
+		read:        loadScript(alwaysWorks, "", "base", "room", "server", "loss", "read"),
 		places:      loadScript(deletes, "hash", "base", "server", "places"),
-		pulse:       loadScript(alwaysWorks, "", "base", "room", "server", "pulse"),
+		pulse:       loadScript(alwaysWorks, "", "base", "room", "server", "loss", "pulse"),
 		overdue:     loadScript(alwaysWorks, "", "base", "room", "overdue"),
 		kick:        loadTelling(alwaysWorks, "", "base", "room", "kick"),
 		count:       loadScript(alwaysWorks, "", "base", "room", "count"),

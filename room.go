@@ -36,9 +36,6 @@ const (
 	// A room without local members is given up after this time.
 	roomLinger = time.Second
 
-	// When Redis has lost data of a room, who is missing from it has so long to be put back by its node (G3).
-	lossPatience = 5 * time.Second
-
 	// One that is still being read is kept for so long, because who gave up waiting for it will ask again.
 	loadLinger = 30 * time.Second
 
@@ -364,8 +361,7 @@ type room struct {
 	waiters   []*waiter
 	snapshot  map[int]page           // of the answers at work, by its limit
 	owned     map[string]*membership // the members that this node put in, by connection
-	server    string                 // the process of Redis that the room was last read from
-	missedAt  time.Time              // when a loss of data was noticed
+	repair    repair
 
 	freshFirst int       // members on the first page of a large room that freshen asked for last
 	freshAt    time.Time // and when
@@ -691,10 +687,14 @@ func (r *room) keep(m message) {
 
 // apply changes the replica and tells the receivers. r.mu is held.
 func (r *room) apply(e Event) {
+	if r.replica.stored == 0 {
+		r.repair.signs.origin = e.Rev
+	}
 	c := r.replica.apply(e)
 	if r.holds() { // Redis does not count whom it has lost
 		c.UserConns = r.replica.users[e.UserID]
 	}
+	delete(r.repair.spared, e.ConnID)
 	r.listeners.tell(c)
 	if (e.Reason == ReasonTimeout || e.Reason == ReasonNodeLost) && r.hub.loss != nil && r.owned[e.ConnID] != nil {
 		r.hub.loss.lostMembers(r) // somebody took it for lost, though its socket lives
@@ -867,6 +867,7 @@ func (r *room) beginRead() (known int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.readAgain, r.distrust = false, false
+	r.repair.readBegan = time.Now()
 	return len(r.pending)
 }
 
@@ -887,10 +888,11 @@ func (r *room) adopt(s Snapshot, known int, first *replica) bool {
 	switch {
 	case overtaken || onTheirWay && first == nil:
 		r.replica.refresh(s)
+		r.tellGone(s)
 	case first != nil && r.replica.stored == 0 && len(r.replica.entries) == 0:
 		r.replica = *first
 	default:
-		changes := r.replica.adopt(s, r.spared)
+		changes := r.replica.adopt(s, r.sparer(s))
 		if !r.readAt.IsZero() {
 			r.hub.metrics.repaired(len(changes))
 		}
@@ -910,94 +912,10 @@ func (r *room) adopt(s Snapshot, known int, first *replica) bool {
 	r.pending = r.pending[known:]
 	r.doubt = !r.applyPending() || r.distrust
 	r.reading = r.doubt || r.readAgain
+	r.checkLater()
 	r.listeners.settle()
 	r.answer()
 	return !r.reading
-}
-
-// examine looks in what was read for signs that Redis has lost data of the room. r.mu is held.
-func (r *room) examine(s Snapshot) {
-	switch {
-	case s.Rev < r.replica.stored, isAnother(s.server, r.server):
-		r.missData()
-	case r.missesOwn(s):
-		r.hold()
-		r.hub.loss.lostMembers(r)
-	}
-	r.server = cmp.Or(s.server, r.server)
-}
-
-func (r *room) missesOwn(s Snapshot) bool {
-	if r.hub.loss == nil {
-		return false
-	}
-	for _, m := range r.owned {
-		if m.missingIn(s) {
-			return true
-		}
-	}
-	return false
-}
-
-// missData notes that Redis has lost data. r.mu is held.
-func (r *room) missData() {
-	r.hub.log.Debug("Redis has lost data of a room", "room", r.id)
-	r.hold()
-	if r.hub.loss != nil {
-		r.hub.loss.lostData()
-	}
-}
-
-// hold has nobody told for a while of members that a read does not find: they may only wait for being put back. r.mu is held.
-func (r *room) hold() {
-	r.missedAt = time.Now()
-	r.hub.missedAt.Store(r.missedAt.UnixNano())
-	time.AfterFunc(lossPatience, r.check)
-}
-
-// check has the room read.
-func (r *room) check() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.reread()
-}
-
-// lost is told by who found that Redis has lost data of the room.
-func (r *room) lost() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.missData()
-}
-
-// known gives the revision that the store must have at least, and the process of Redis that had it; 0 and "" before the
-// first read.
-func (r *room) known() (rev int64, server string) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.replica.stored, r.server
-}
-
-// holds tells whether members may wait for being put back. r.mu is held.
-func (r *room) holds() bool { return time.Since(r.missedAt) < lossPatience }
-
-// spared tells whether a member stays that was not found, or only as an older copy. r.mu is held.
-func (r *room) spared(e Entry) bool {
-	if m := r.owned[e.ConnID]; m != nil {
-		return m.stands()
-	}
-	return r.holds()
-}
-
-// overtake takes a message that a read came before. Of a member that was spared in that read it tells that it left. r.mu is held.
-func (r *room) overtake(m message) {
-	e, there := r.replica.entries[m.ConnID]
-	if m.Type != EventLeave || !r.holds() || !there || e.Epoch > m.Epoch || e.Rev >= m.Rev {
-		return
-	}
-	stored := r.replica.stored
-	m.Rev = r.replica.rev
-	r.apply(m.Event)
-	r.replica.stored = stored
 }
 
 // applyPending is false when one of the messages does not follow the replica. Then it and those after it stay.

@@ -8,9 +8,9 @@
 --         {'epoch', stored} when another incarnation is there, {'held', connection, …} with all that are held back when ARGV
 --         lacks one, {'full'} when the room has no place; only 'ok' has written
 
-local hash, conn, replaces, ttl, limit, room = KEYS[6], ARGV[5], ARGV[9], ARGV[11], ARGV[12], ARGV[13]
+local hash, conn, replaces, ttl, limit, room = KEYS[7], ARGV[5], ARGV[9], ARGV[11], ARGV[12], ARGV[13]
 local mine = { user = ARGV[6], literal = ARGV[7], state = ARGV[8], node = ARGV[10] }
-local held_key, held = KEYS[#ARGV - 6], {}
+local held_key, held = KEYS[#ARGV - 5], {}
 
 local old = parse_meta(redis.call('HGET', META, conn))
 if (old and old.epoch or '') ~= replaces then return { 'epoch', old and old.epoch or '' } end
@@ -18,7 +18,7 @@ local hashes = {}
 if held_key then
   local answer, known = { 'held' }, true
   held = held_of(held_key, mine.user, conn)
-  for i = 14, #ARGV do hashes[ARGV[i]] = KEYS[i - 7] end
+  for i = 14, #ARGV do hashes[ARGV[i]] = KEYS[i - 6] end
   for i, m in ipairs(held) do
     answer[i + 1] = m.conn
     known = known and hashes[m.conn]
@@ -28,7 +28,7 @@ end
 if not old and limit ~= '0' and redis.call('HLEN', META) - #held >= tonumber(limit) then return { 'full' } end
 
 local now = now_text()
-local prev, rev = advance(now)
+local prev, rev = advance(now, not old and redis.call('HLEN', META) == 0)
 local moved = old and old.user ~= mine.user
 local leave_rev = rev
 if moved then rev = digits(rev + 1) end

@@ -4,7 +4,7 @@
 -- ARGV    as in room.lua, then 5 connection, 6 ms that the fence lasts
 -- RETURNS {'ok', user, epoch}; {'missing'} when it is not in the room
 
-local hash, fence, conn, fence_ttl = KEYS[6], KEYS[7], ARGV[5], ARGV[6]
+local hash, fence, conn, fence_ttl = KEYS[7], KEYS[8], ARGV[5], ARGV[6]
 
 local m = parse_meta(redis.call('HGET', META, conn))
 if not m then return { 'missing' } end

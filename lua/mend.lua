@@ -4,7 +4,7 @@
 -- ARGV    1 1 = held is
 -- RETURNS nothing
 
-local kinds = { 'hash', 'hash', 'zset', 'string', 'set' }
+local kinds = { 'hash', 'hash', 'zset', 'string', 'set', 'string' }
 local held = ARGV[1] == '1' and KEYS[#KEYS]
 if held then kinds[#KEYS] = 'zset' end
 for i = 1, #KEYS do ensure_type(KEYS[i], kinds[i] or 'hash') end
@@ -29,6 +29,8 @@ end
 for _, conn in ipairs(redis.call('ZRANGE', LAST_SEEN, 0, -1)) do
   if redis.call('HEXISTS', META, conn) == 0 then redis.call('ZREM', LAST_SEEN, conn) end
 end
+-- Members may be lost with a key of another type.
+redis.call('SET', ORIGIN, digits(now), 'PX', ORIGIN_TTL)
 -- A lost counter goes on at the clock, not below any member. In a room that has lost its members it is not kept for ever.
 redis.call('SET', REV, digits(counter), 'NX')
 if redis.call('HLEN', META) == 0 then redis.call('PEXPIRE', REV, EMPTY_ROOM_TTL) end

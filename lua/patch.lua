@@ -4,7 +4,7 @@
 -- ARGV    as in room.lua, then 5 connection, 6 its epoch, 7 its own revision, 8 TTL in ms, 9 state
 -- RETURNS {'ok', the connection's revision, the room's revision}, else as heartbeat.lua
 
-local hash, conn, epoch, own_rev, ttl, state = KEYS[6], ARGV[5], ARGV[6], ARGV[7], ARGV[8], ARGV[9]
+local hash, conn, epoch, own_rev, ttl, state = KEYS[7], ARGV[5], ARGV[6], ARGV[7], ARGV[8], ARGV[9]
 
 local stored = redis.call('HMGET', hash, 'epoch', 'rev')
 if not stored[1] or not stored[2] then return { 'missing' } end

@@ -7,7 +7,7 @@
 -- RETURNS {the room's revision, connection, user, epoch, connection, user, epoch, …} of those removed; {'late'}
 
 local FIRST = 9
-local held_key = KEYS[6 + (#ARGV - FIRST + 1) / 2]
+local held_key = KEYS[7 + (#ARGV - FIRST + 1) / 2]
 local reason, lookback, not_after, node = ARGV[5], tonumber(ARGV[6]), tonumber(ARGV[7]), ARGV[8]
 
 local function silent(conn, now)
@@ -30,7 +30,7 @@ if held_key then redis.call('ZCARD', held_key) end
 local prev, rev
 local removed = {}
 for i = FIRST, #ARGV, 2 do
-  local conn, newest, hash = ARGV[i], tonumber(ARGV[i + 1]), KEYS[6 + (i - FIRST) / 2]
+  local conn, newest, hash = ARGV[i], tonumber(ARGV[i + 1]), KEYS[7 + (i - FIRST) / 2]
   local m = parse_meta(redis.call('HGET', META, conn))
   if silent(conn, now) and not spared(m, newest) then
     if m and rev then

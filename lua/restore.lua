@@ -8,14 +8,14 @@
 --         {'rev', stored, state} when a newer state of it is there; {'missing'}, also when it is held back; {'kicked', the room's
 --         revision}. Only 'ok' has written.
 
-local hash, conn, ttl, age, room, guest = KEYS[6], ARGV[5], tonumber(ARGV[12]), tonumber(ARGV[13]), ARGV[14], ARGV[15] == '1'
+local hash, conn, ttl, age, room, guest = KEYS[7], ARGV[5], tonumber(ARGV[12]), tonumber(ARGV[13]), ARGV[14], ARGV[15] == '1'
 local mine = { user = ARGV[6], literal = ARGV[7], state = ARGV[8], epoch = ARGV[9], rev = ARGV[10], node = ARGV[11] }
 
 local old = parse_meta(redis.call('HGET', META, conn))
 local user_conns = tonumber(redis.call('HGET', MEMBERS, mine.user)) or 0
 local known = redis.call('SISMEMBER', CONNS, conn) == 1 and redis.call('ZSCORE', LAST_SEEN, conn)
 local prev = stored_revision()
-local fence = redis.pcall('GET', KEYS[7]) -- a table if it is of another type, and so none of ours
+local fence = redis.pcall('GET', KEYS[8]) -- a table if it is of another type, and so none of ours
 if type(fence) == 'string' and tonumber(fence) >= tonumber(mine.epoch) then return { 'kicked', prev } end
 if guest and not old or old and old.node == HELD and old.epoch == mine.epoch then return { 'missing' } end
 if old and tonumber(old.epoch) > tonumber(mine.epoch) then return { 'epoch', old.epoch } end
@@ -31,7 +31,7 @@ if same and old.rev == mine.rev and known and user_conns > 0 then
   if old.node ~= mine.node then redis.call('HSET', META, conn, meta_value(mine)) end
   return { 'ok', mine.rev, prev }
 end
-prev, mine.rev = advance(now)
+prev, mine.rev = advance(now, not old and redis.call('HLEN', META) == 0)
 write_conn(hash, conn, room, mine, digits(seen), life)
 if old and old.user ~= mine.user then release_user(old.user) end
 if not old or old.user ~= mine.user or user_conns == 0 then user_conns = redis.call('HINCRBY', MEMBERS, mine.user, 1) end

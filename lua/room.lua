@@ -1,6 +1,6 @@
 -- Shared by all scripts of a room, after base.lua.
 --
--- KEYS 1 conn_meta, 2 members, 3 last_seen, 4 rev, 5 conns, 6… the hashes of the connections at work.
+-- KEYS 1 conn_meta, 2 members, 3 last_seen, 4 rev, 5 conns, 6 origin, 7… the hashes of the connections at work.
 -- ARGV of those that publish: 1 channel, 2 PUBLISH or SPUBLISH, 3 the room's literal, 4 highest revision known.
 --
 -- A value of conn_meta:
@@ -14,16 +14,17 @@
 -- before conn_meta has changed and before anything is published. The caller then runs mend.lua, which builds the indices
 -- anew from conn_meta, and the script once more.
 
-local META, MEMBERS, LAST_SEEN, REV, CONNS
+local META, MEMBERS, LAST_SEEN, REV, CONNS, ORIGIN
 local CHANNEL, PUBLISH, ROOM, KNOWN
 
 function enter()
-  META, MEMBERS, LAST_SEEN, REV, CONNS = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+  META, MEMBERS, LAST_SEEN, REV, CONNS, ORIGIN = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
   CHANNEL, PUBLISH, ROOM, KNOWN = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 end
 
 local HELD = '-' -- the node of a connection that is held back
 local EMPTY_ROOM_TTL = 3600000 -- ms that the counter of an empty room is kept
+local ORIGIN_TTL = '3600000' -- ms that it is kept where the counter began
 local META_PATTERN = '^{"epoch":(%d+),"rev":(%d+),"node":"([^"]*)","userLen":(%d+),"userId":()'
 
 -- The text behind a JSON literal in which only quote and backslash are escaped.
@@ -75,13 +76,24 @@ local function next_revision(prev, now)
   return digits(least)
 end
 
--- Takes the next revision, and gives the one before as well. It comes after all reads and before all other writes: where
+-- Takes the next revision, and gives the one before as well; empty: the room has no members. It comes after all reads and before all other writes: where
 -- Redis refuses a write for want of memory, it refuses this one, and nothing has changed.
-local function advance(now)
-  local prev = redis.call('GETSET', REV, now) -- one command where nothing is ahead of the clock
+--
+-- A counter that is missing, below what the caller knows, or kept for ever though the room is empty shows that data were lost,
+-- or that the room is new. The key origin tells the readers of the room, who otherwise see no more than a counter that rose.
+local function advance(now, empty)
+  local prev, lost
+  if empty then
+    prev = redis.call('GET', REV)
+    redis.call('SET', REV, now, 'KEEPTTL')
+    lost = redis.call('PERSIST', REV) == 0
+  else
+    prev = redis.call('GETSET', REV, now) -- one command where nothing is ahead of the clock
+  end
   if not tonumber(prev) then prev = '0' end
   local rev = next_revision(prev, now)
   if rev ~= now then redis.call('SET', REV, rev) end
+  if lost or prev == '0' or tonumber(KNOWN) > tonumber(prev) then redis.call('SET', ORIGIN, rev, 'PX', ORIGIN_TTL) end
   return prev, rev
 end
 

@@ -1,0 +1,189 @@
+package main
+
+import (
+	"cmp"
+	"maps"
+	"slices"
+	"time"
+)
+
+const (
+	// When Redis has lost data of a room, who is missing from it has so long to be put back by its node (G3).
+	lossPatience = 5 * time.Second
+
+	// The least time until a room is read again for members that were missing and are due to be told as gone.
+	checkPause = 50 * time.Millisecond
+)
+
+// repair is what a room knows of losses of data in Redis. The room's lock guards it.
+//
+// Members of other nodes that a reading does not find after a loss may be about to be put back. They are spared: kept, and
+// told as gone when they are still missing lossPatience after the loss was noticed. Each has its own deadline, which no later
+// sign of a loss prolongs.
+type repair struct {
+	signs     lossSigns            // of the last reading
+	readBegan time.Time            // when the last reading began
+	heldUntil time.Time            // who is first found missing until then is spared
+	spared    map[string]time.Time // connections that were not found, or only as an older copy; until when they are kept
+	missing   map[string]bool      // members of this node that the last reading did not find
+	checking  bool                 // a timer is going to have the room read for those who are spared
+}
+
+// examine looks in what was read for signs that Redis has lost data of the room. r.mu is held.
+func (r *room) examine(s Snapshot) {
+	had, before := r.replica.stored, r.repair.signs
+	r.repair.signs = s.loss
+	r.repair.signs.server = cmp.Or(s.loss.server, before.server)
+	if s.loss.origin == 0 && s.Rev >= had {
+		r.repair.signs.origin = before.origin // it has expired
+	}
+	switch {
+	case s.Rev < had, isAnother(s.loss.server, before.server), had > 0 && s.loss.origin > had:
+		r.missData()
+	case had > 0 && s.loss.lostSince(before):
+		r.hold()
+		r.healOwn()
+	}
+	r.lookForOwn(s)
+}
+
+// lookForOwn has the members of this node put back that were not found. Only one that was there before is a sign of a loss:
+// one that stays away must not make others wait again. r.mu is held.
+func (r *room) lookForOwn(s Snapshot) {
+	if r.hub.loss == nil {
+		return
+	}
+	before := r.repair.missing
+	r.repair.missing = nil
+	for conn, m := range r.owned {
+		if !m.missingIn(s) {
+			continue
+		}
+		if r.repair.missing == nil {
+			r.repair.missing = map[string]bool{}
+		}
+		r.repair.missing[conn] = true
+		if !before[conn] {
+			r.hold()
+		}
+	}
+	if len(r.repair.missing) > 0 {
+		r.healOwn()
+	}
+}
+
+// missData notes that Redis has lost data of the room, and so perhaps of others. r.mu is held.
+func (r *room) missData() {
+	r.hub.log.Debug("Redis has lost data of a room", "room", r.id)
+	r.hold()
+	if r.hub.loss != nil {
+		r.hub.loss.lostData()
+	}
+}
+
+// healOwn has the members of this node put back. r.mu is held.
+func (r *room) healOwn() {
+	if r.hub.loss != nil {
+		r.hub.loss.lostMembers(r)
+	}
+}
+
+// hold has members spared that a reading does not find from now on. r.mu is held.
+func (r *room) hold() {
+	now := time.Now()
+	r.repair.heldUntil = now.Add(lossPatience)
+	r.hub.missedAt.Store(now.UnixNano())
+}
+
+// holds tells whether the room may have members that Redis does not have. r.mu is held.
+func (r *room) holds() bool {
+	return len(r.repair.spared) > 0 || time.Now().Before(r.repair.heldUntil)
+}
+
+// check has the room read.
+func (r *room) check() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.reread()
+}
+
+// checkLater has the room read when the first of those who are spared is due. r.mu is held.
+func (r *room) checkLater() {
+	if r.repair.checking || len(r.repair.spared) == 0 {
+		return
+	}
+	r.repair.checking = true
+	due := slices.MinFunc(slices.Collect(maps.Values(r.repair.spared)), time.Time.Compare)
+	time.AfterFunc(max(time.Until(due), checkPause), func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.repair.checking = false
+		r.reread()
+	})
+}
+
+// known gives the revision that the store must have at least, 0 before the first read, and the signs of the last reading.
+func (r *room) known() (rev int64, signs lossSigns) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.replica.stored, r.repair.signs
+}
+
+// sparer tells of each member that was not found in s, or only as an older copy, whether it stays. r.mu is held.
+func (r *room) sparer(s Snapshot) func(Entry) bool {
+	before := r.repair.spared
+	r.repair.spared = nil
+	same := s.Rev == r.replica.stored // no change was missed, so who is missing was lost
+	return func(e Entry) bool {
+		if m := r.owned[e.ConnID]; m != nil {
+			return m.stands()
+		}
+		until, already := before[e.ConnID]
+		if !already {
+			if same {
+				r.hold()
+				r.healOwn()
+			}
+			until = r.repair.heldUntil
+		}
+		if !until.After(r.repair.readBegan) {
+			return false
+		}
+		if r.repair.spared == nil {
+			r.repair.spared = map[string]time.Time{}
+		}
+		r.repair.spared[e.ConnID] = until
+		return true
+	}
+}
+
+// tellGone ends the sparing of those who are in what was read, and tells that those have left whose time is over. r.mu is held.
+func (r *room) tellGone(s Snapshot) {
+	for conn, until := range r.repair.spared {
+		at, found := slices.BinarySearchFunc(s.Entries, conn, func(e Entry, conn string) int { return cmp.Compare(e.ConnID, conn) })
+		e, there := r.replica.entries[conn]
+		switch {
+		case !there, found && !s.Entries[at].olderThan(e.Epoch, e.Rev):
+			delete(r.repair.spared, conn)
+		case !found && !until.After(r.repair.readBegan):
+			r.applyAside(r.replica.event(EventLeave, e, s.TS))
+		}
+	}
+}
+
+// overtake takes a message that a read came before. Of a member that was spared in that read it tells that it left. r.mu is held.
+func (r *room) overtake(m message) {
+	e, there := r.replica.entries[m.ConnID]
+	if m.Type != EventLeave || !r.holds() || !there || e.Epoch > m.Epoch || e.Rev >= m.Rev {
+		return
+	}
+	m.Rev = r.replica.rev
+	r.applyAside(m.Event)
+}
+
+// applyAside applies an event that is no change of the store after the replica's revision. r.mu is held.
+func (r *room) applyAside(e Event) {
+	stored := r.replica.stored
+	r.apply(e)
+	r.replica.stored = stored
+}
