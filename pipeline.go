@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -43,6 +44,7 @@ type pipelines struct {
 	mu       sync.Mutex
 	lines    map[*redis.Client]*pipeline
 	reloaded time.Time
+	added    chan struct{} // holds a token when a line was added
 
 	ctx  context.Context
 	stop context.CancelFunc
@@ -51,14 +53,15 @@ type pipelines struct {
 
 // newPipelines takes a *redis.Client or a *redis.ClusterClient.
 func newPipelines(rdb redis.UniversalClient) *pipelines {
-	p := &pipelines{UniversalClient: rdb, merged: map[string]bool{}, lines: map[*redis.Client]*pipeline{}}
+	p := &pipelines{UniversalClient: rdb, merged: map[string]bool{}, lines: map[*redis.Client]*pipeline{}, added: make(chan struct{}, 1)}
+	p.ctx, p.stop = context.WithCancel(context.Background())
 	switch rdb := rdb.(type) {
 	case *redis.Client:
 		p.single = rdb
 	case *redis.ClusterClient:
 		p.cluster, p.UniversalClient = rdb, onceCluster{rdb}
+		p.work.Go(p.forgetLoop)
 	}
-	p.ctx, p.stop = context.WithCancel(context.Background())
 	return p
 }
 
@@ -125,12 +128,63 @@ func (p *pipelines) lineFor(ctx context.Context, key string) (*pipeline, error) 
 	l := p.lines[client]
 	if l == nil {
 		l = &pipeline{of: p, client: client, calls: make(chan *pipelinedCall, pipelineBatch)}
+		l.ctx, l.stop = context.WithCancel(p.ctx)
 		for range pipelineWorkers {
 			p.work.Go(l.serve)
 		}
 		p.lines[client] = l
+		select {
+		case p.added <- struct{}{}:
+		default:
+		}
 	}
 	return l, nil
+}
+
+// forgetLoop ends the pipelines to servers of a cluster that are no masters any more.
+func (p *pipelines) forgetLoop() {
+	tick := time.NewTicker(layoutPeriod)
+	defer tick.Stop()
+	for {
+		select {
+		case <-p.ctx.Done():
+			return
+		case <-p.added: // in place of another one, perhaps
+		case <-tick.C:
+		}
+		p.forgetReplaced()
+	}
+}
+
+// forgetReplaced leaves all pipelines alone where the layout is not to be had.
+func (p *pipelines) forgetReplaced() {
+	var mu sync.Mutex
+	masters := map[*redis.Client]bool{}
+	err := p.cluster.ForEachMaster(p.ctx, func(_ context.Context, master *redis.Client) error {
+		mu.Lock()
+		defer mu.Unlock()
+		masters[master] = true
+		return nil
+	})
+	if err != nil {
+		return
+	}
+	p.mu.Lock()
+	replaced := slices.DeleteFunc(slices.Collect(maps.Keys(p.lines)), func(client *redis.Client) bool { return masters[client] })
+	p.mu.Unlock()
+	for _, client := range replaced {
+		p.forget(client)
+	}
+}
+
+// forget ends the pipeline to a master. A call that it has not sent goes another way.
+func (p *pipelines) forget(master *redis.Client) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if l := p.lines[master]; l != nil {
+		l.stop()
+		delete(p.lines, master)
+	}
 }
 
 // MasterForKey is that of a cluster. A single server is the master of all keys.
@@ -165,6 +219,9 @@ type pipeline struct {
 	client *redis.Client
 	calls  chan *pipelinedCall
 	owes   atomic.Bool // and a probe is under way
+
+	ctx  context.Context // ends when the master is forgotten
+	stop context.CancelFunc
 }
 
 // pipelinedCall is one call. Either its caller gives it up, or a worker takes it and closes done.
@@ -192,12 +249,15 @@ func (l *pipeline) process(ctx context.Context, c *pipelinedCall) (any, error) {
 	return answer, err
 }
 
+// await returns redis.ErrClosed where the call was not sent because the master is forgotten.
 func (l *pipeline) await(ctx context.Context, c *pipelinedCall) (any, error) {
 	select {
 	case l.calls <- c:
 	default:
 		select {
 		case l.calls <- c:
+		case <-l.ctx.Done():
+			return nil, redis.ErrClosed
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		}
@@ -208,25 +268,35 @@ func (l *pipeline) await(ctx context.Context, c *pipelinedCall) (any, error) {
 	case <-ctx.Done():
 		c.taken.Store(true) // a worker that comes to it later leaves it
 		return nil, ctx.Err()
+	case <-l.ctx.Done():
+	}
+	if !c.taken.Swap(true) {
+		return nil, redis.ErrClosed
+	}
+	select { // a worker has sent it
+	case <-c.done:
+		return c.answer, c.err
+	case <-ctx.Done():
+		return nil, ctx.Err()
 	}
 }
 
 // probe ends the master's debt with its first answer. A refusal of the login or of PING is one: calls are answered then.
 func (l *pipeline) probe() {
 	defer l.owes.Store(false)
-	for l.of.ctx.Err() == nil {
-		err := l.client.Ping(l.of.ctx).Err()
+	for l.ctx.Err() == nil {
+		err := l.client.Ping(l.ctx).Err()
 		if err == nil || errors.As(err, new(redis.Error)) {
 			return
 		}
-		pause(l.of.ctx, subscriptionPause)
+		pause(l.ctx, subscriptionPause)
 	}
 }
 
 func (l *pipeline) serve() {
 	for {
 		select {
-		case <-l.of.ctx.Done():
+		case <-l.ctx.Done():
 			return
 		case c := <-l.calls:
 			l.send(l.gather(c))

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -343,4 +345,93 @@ type silentRedis struct{ redis.UniversalClient }
 
 func (silentRedis) EvalSha(ctx context.Context, _ string, _ []string, _ ...any) *redis.Cmd {
 	return redis.NewCmd(ctx)
+}
+
+// serving counts the workers of pipelines.
+func serving() (workers int) {
+	for _, stack := range goroutines() {
+		if strings.Contains(stack, "(*pipeline).serve") || strings.Contains(stack, "(*pipeline).probe") {
+			workers++
+		}
+	}
+	return workers
+}
+
+// TestReplacedMastersLeaveNothingBehind has twenty masters one after the other, some of which owe an answer.
+func TestReplacedMastersLeaveNothingBehind(t *testing.T) {
+	mini := miniRedis(t).mini
+	var master atomic.Int64
+	cluster := redis.NewClusterClient(&redis.ClusterOptions{
+		MaxRetries: -1, DisableRoutingPolicies: true,
+		ClusterSlots: func(context.Context) ([]redis.ClusterSlot, error) {
+			return []redis.ClusterSlot{{End: 16383, Nodes: []redis.ClusterNode{{Addr: fmt.Sprintf("master%d:1", master.Load())}}}}, nil
+		},
+		Dialer: func(ctx context.Context, network, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, network, mini.Addr())
+		},
+	})
+	before := serving()
+	p := newPipelines(cluster)
+	t.Cleanup(func() { _ = p.Close() })
+	s := startService(t, p, Options{})
+	for range 20 {
+		room := uniqueRoom(t)
+		mustJoin(t, s, room, "ann", "a", "{}")
+		l, err := p.lineFor(t.Context(), keysOf(room).meta())
+		must(t, err)
+		if master.Load()%10 == 0 {
+			l.owes.Store(true)
+			p.work.Go(func() {
+				<-l.ctx.Done() // its server answers, so that the probe has to find the end by itself
+				l.probe()
+			})
+		}
+		master.Add(1)
+		cluster.ReloadState(t.Context())
+		eventually(t, 5*time.Second, "the next master", func() bool {
+			client, err := p.MasterForKey(t.Context(), "key")
+			return err == nil && client.Options().Addr == fmt.Sprintf("master%d:1", master.Load())
+		})
+	}
+	mustJoin(t, s, uniqueRoom(t), "ann", "a", "{}")
+	eventually(t, 2*layoutPeriod, "only the workers for the last master", func() bool { return serving()-before == pipelineWorkers })
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.lines) != 1 {
+		t.Errorf("%d masters are remembered", len(p.lines))
+	}
+}
+
+// TestACallToAMasterThatIsForgottenGoesAnotherWay, unless a worker has sent it.
+func TestACallToAMasterThatIsForgottenGoesAnotherWay(t *testing.T) {
+	p, hook := startPipelines(t, miniRedis(t))
+	s, room := startService(t, p, Options{}), uniqueRoom(t)
+	m := mustJoin(t, s, room, "ann", "a", "{}")
+	l, err := p.lineFor(t.Context(), "key")
+	must(t, err)
+	beat := func() {
+		m := m
+		if _, _, err := s.heartbeat(t.Context(), &m, nil, 0); err != nil {
+			t.Error(err)
+		}
+	}
+	beat() // Redis knows the script then
+	trips := hook.trips.Load()
+	open := hook.shut(t)
+	var work sync.WaitGroup
+	for busy := range int64(pipelineWorkers) {
+		work.Go(beat)
+		eventually(t, 5*time.Second, "one more worker is busy", func() bool { return hook.trips.Load() == trips+busy+1 })
+	}
+	waited := make(chan struct{})
+	go func() {
+		defer close(waited)
+		beat()
+	}()
+	eventually(t, 5*time.Second, "a call waits", func() bool { return len(l.calls) == 1 })
+	p.forget(p.single)
+	<-waited // although the workers are busy
+	open()
+	work.Wait()
+	beat()
 }
