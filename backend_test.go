@@ -180,7 +180,7 @@ func (b backend) testURL() string { return cmp.Or(b.tester, b.url) }
 // open connects a client that is closed with the test.
 func (b backend) open(t testing.TB) redis.UniversalClient {
 	t.Helper()
-	rdb, err := openRedis(t.Context(), b.testURL())
+	rdb, err := openRedis(t.Context(), b.testURL(), redisLogin{})
 	if err != nil {
 		t.Fatal(err)
 	}

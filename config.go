@@ -15,7 +15,10 @@ import (
 type Config struct {
 	Port          int // 0 lets the system choose
 	RedisURL      string
-	RedisURLGiven bool // set by the operator: nothing is embedded then
+	RedisURLGiven bool // or a login, by the operator: nothing is embedded then
+
+	RedisUsername     string // "" = that of the URL
+	RedisPasswordFile string // "" = the password of the URL
 
 	TTL            time.Duration
 	ReaperInterval time.Duration
@@ -80,7 +83,7 @@ func loadConfig(environ []string) (c Config, warnings []string, errs []error) {
 	if len(errs) > 0 {
 		return c, warnings, errs
 	}
-	c.RedisURLGiven = given["REDIS_URL"] != ""
+	c.RedisURLGiven = given["REDIS_URL"] != "" || c.RedisUsername != "" || c.RedisPasswordFile != ""
 	c.CollectorGiven = given["GOGC"] != "" || given["GOMEMLIMIT"] != ""
 	if c.ReaperLookback == 0 {
 		c.ReaperLookback = 2 * c.TTL
@@ -136,6 +139,7 @@ func (c *Config) oddities() (warnings []string) {
 		{sources == 0 && c.JWTIssuer != "", "PRESENCE_JWT_ISSUER is set without a key: authentication is off"},
 		{sources == 0 && c.JWTAudience != "", "PRESENCE_JWT_AUDIENCE is set without a key: authentication is off"},
 		{c.JWTSecret != "" && len(c.JWTSecret) < 32, "PRESENCE_JWT_SECRET is shorter than the 32 bytes that HS256 asks for"},
+		{c.RedisUsername != "" && !c.hasRedisPassword(), "PRESENCE_REDIS_USERNAME is set without a password: Redis takes the node for its default user"},
 		{c.WebhookSecret != "" && c.WebhookURL == "", "PRESENCE_WEBHOOK_SECRET is set without PRESENCE_WEBHOOK_URL: nothing is sent"},
 	} {
 		if odd.is {
@@ -143,6 +147,11 @@ func (c *Config) oddities() (warnings []string) {
 		}
 	}
 	return warnings
+}
+
+func (c *Config) hasRedisPassword() bool {
+	o, err := redisOptions(c.RedisURL)
+	return c.RedisPasswordFile != "" || err == nil && o.Password != ""
 }
 
 // setting is one variable of the environment.
@@ -171,6 +180,8 @@ func settings() []setting {
 	return []setting{
 		integer("PORT", 3000, 0, 65535, func(c *Config) *int { return &c.Port }),
 		withCredentials(checked("REDIS_URL", defaultRedisURL, allowedRedisURL, validRedisURL, func(c *Config) *string { return &c.RedisURL })),
+		text("PRESENCE_REDIS_USERNAME", func(c *Config) *string { return &c.RedisUsername }),
+		text("PRESENCE_REDIS_PASSWORD_FILE", func(c *Config) *string { return &c.RedisPasswordFile }),
 		milliseconds("PRESENCE_TTL_MS", "30000", 100, week, func(c *Config) *time.Duration { return &c.TTL }),
 		milliseconds("PRESENCE_REAPER_INTERVAL_MS", "3000", 10, hour, func(c *Config) *time.Duration { return &c.ReaperInterval }),
 		milliseconds("PRESENCE_REAPER_LOOKBACK_MS", "", 100, 2*week, func(c *Config) *time.Duration { return &c.ReaperLookback }),

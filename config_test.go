@@ -40,7 +40,7 @@ func TestConfigDefaults(t *testing.T) {
 // each must reach its own field, and no other.
 func TestEverySetting(t *testing.T) {
 	environ := []string{
-		"PORT=0", "REDIS_URL=rediss://u:p@h:1/2", "PRESENCE_TTL_MS=300", "PRESENCE_REAPER_INTERVAL_MS=50",
+		"PORT=0", "REDIS_URL=rediss://u:p@h:1/2", "PRESENCE_REDIS_USERNAME=v", "PRESENCE_TTL_MS=300", "PRESENCE_REAPER_INTERVAL_MS=50",
 		"PRESENCE_REAPER_LOOKBACK_MS=30001", "PRESENCE_NODE_LEASE_MS=500", "PRESENCE_GRACE_MS=7",
 		"PRESENCE_DRAIN_WAIT_MS=8", "PRESENCE_DRAIN_MS=0", "PRESENCE_BATCH_MS=99",
 		"PRESENCE_MAX_ID_BYTES=1", "PRESENCE_MAX_STATE_BYTES=2", "PRESENCE_MAX_ROOMS_PER_SOCKET=3",
@@ -53,7 +53,7 @@ func TestEverySetting(t *testing.T) {
 		"PRESENCE_DEMO=0", "PRESENCE_LOG_LEVEL=error", "PRESENCE_LOG_FORMAT=json",
 	}
 	want := Config{
-		RedisURL: "rediss://u:p@h:1/2", RedisURLGiven: true, TTL: 300 * time.Millisecond, ReaperInterval: 50 * time.Millisecond,
+		RedisURL: "rediss://u:p@h:1/2", RedisURLGiven: true, RedisUsername: "v", TTL: 300 * time.Millisecond, ReaperInterval: 50 * time.Millisecond,
 		ReaperLookback: 30001 * time.Millisecond, NodeLease: 500 * time.Millisecond, Grace: 7 * time.Millisecond,
 		DrainWait: 8 * time.Millisecond, Batch: 99 * time.Millisecond,
 		MaxIDBytes: 1, MaxStateBytes: 2, MaxRoomsPerSocket: 3, MaxRoomMembers: 4, MaxWatchedUsers: 5, RatePerSecond: 6,
@@ -69,13 +69,13 @@ func TestEverySetting(t *testing.T) {
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got  %+v\nwant %+v", got, want)
 	}
-	files, _, errs := loadConfig([]string{"PRESENCE_JWT_PUBLIC_KEY_FILE=a.pem", "PRESENCE_JWKS_FILE=b.json"})
-	if len(errs) > 0 || files.JWTPublicKeyFile != "a.pem" || files.JWKSFile != "b.json" {
-		t.Errorf("files %q %q, errors %q", files.JWTPublicKeyFile, files.JWKSFile, errs)
+	files, _, errs := loadConfig([]string{"PRESENCE_JWT_PUBLIC_KEY_FILE=a.pem", "PRESENCE_JWKS_FILE=b.json", "PRESENCE_REDIS_PASSWORD_FILE=c"})
+	if len(errs) > 0 || files.JWTPublicKeyFile != "a.pem" || files.JWKSFile != "b.json" || files.RedisPasswordFile != "c" || !files.RedisURLGiven {
+		t.Errorf("files %q %q %q, errors %q", files.JWTPublicKeyFile, files.JWKSFile, files.RedisPasswordFile, errs)
 	}
 	for _, s := range settings() {
 		if !slices.ContainsFunc(environ, func(v string) bool { return strings.HasPrefix(v, s.name+"=") }) &&
-			s.name != "PRESENCE_JWT_PUBLIC_KEY_FILE" && s.name != "PRESENCE_JWKS_FILE" {
+			s.name != "PRESENCE_JWT_PUBLIC_KEY_FILE" && s.name != "PRESENCE_JWKS_FILE" && s.name != "PRESENCE_REDIS_PASSWORD_FILE" {
 			t.Errorf("%s is not tested", s.name)
 		}
 		if s.defaultText != "" && !s.set(&Config{}, s.defaultText) {
@@ -177,6 +177,9 @@ func TestConfigWarns(t *testing.T) {
 		{"PRESENCE_JWT_ISSUER=i PRESENCE_JWT_AUDIENCE=a", "PRESENCE_JWT_ISSUER PRESENCE_JWT_AUDIENCE"},
 		{"PRESENCE_JWT_SECRET=hush", "PRESENCE_JWT_SECRET"},
 		{"PRESENCE_WEBHOOK_SECRET=hush", "PRESENCE_WEBHOOK_SECRET"},
+		{"PRESENCE_REDIS_USERNAME=u", "PRESENCE_REDIS_USERNAME"},
+		{"PRESENCE_REDIS_USERNAME=u REDIS_URL=redis://:hush@h", ""},
+		{"PRESENCE_REDIS_USERNAME=u PRESENCE_REDIS_PASSWORD_FILE=f", ""},
 	} {
 		_, warnings, errs := loadConfig(strings.Fields(tc.environ))
 		var first []string

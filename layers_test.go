@@ -13,7 +13,7 @@ import (
 
 // Modules and the files that may know them. Every other file, and every other module, goes without.
 var knownBy = map[string][]string{
-	"github.com/redis/go-redis/v9":      {"presence.go", "presence_scripts.go", "reaper_contact.go", "bridge.go", "pipeline.go", "directory.go", "broadcast.go", "redis.go", "redis_answers.go", "main.go"},
+	"github.com/redis/go-redis/v9":      {"presence.go", "presence_scripts.go", "reaper_contact.go", "bridge.go", "pipeline.go", "directory.go", "broadcast.go", "redis.go", "redis_answers.go", "redis_login.go", "main.go"},
 	"github.com/alicebob/miniredis/v2":  {"embedded.go"},
 	"github.com/tidwall/btree":          {"room.go"},
 	"github.com/zishang520/":            {"engineio.go"},

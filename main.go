@@ -66,6 +66,9 @@ func run(environ []string, out io.Writer, signals <-chan os.Signal) (exitCode in
 	config, warnings, errs := loadConfig(environ)
 	_, bad := newAuthority(config, slog.Default())
 	errs = append(errs, bad...)
+	if err := config.redisLogin().check(); err != nil {
+		errs = append(errs, err)
+	}
 	for _, err := range errs {
 		fmt.Fprintln(out, err)
 	}
@@ -184,7 +187,7 @@ func (n *node) openRedis(ctx context.Context, config Config) (err error) {
 			return err
 		}
 	}
-	n.redis, err = openRedis(ctx, config.RedisURL)
+	n.redis, err = openRedis(ctx, config.RedisURL, config.redisLogin())
 	if err != nil && n.embedded != nil {
 		n.embedded.close()
 	}

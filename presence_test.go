@@ -1746,7 +1746,7 @@ func TestAUserOfAnACLThroughTheURL(t *testing.T) {
 	if err := newReaper(s).pass(t.Context()); err != nil {
 		t.Errorf("the reaper: %v", err)
 	}
-	if _, err := openRedis(t.Context(), strings.Replace(p.url, "redis://", "redis://presence:wrong@", 1)); err == nil {
+	if _, err := openRedis(t.Context(), strings.Replace(p.url, "redis://", "redis://presence:wrong@", 1), redisLogin{}); err == nil {
 		t.Error("a wrong password is let in")
 	}
 	assertAgree(t, s, room)

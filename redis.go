@@ -25,11 +25,12 @@ const allowedRedisURL = "redis://host:port, rediss://host:port or unix:///path, 
 // openRedis connects to what the URL names and returns once it answers. Which of a
 // cluster's servers the URL names does not matter: the server itself tells that it
 // is one of a cluster. The error names the server, without credentials.
-func openRedis(ctx context.Context, rawURL string) (redis.UniversalClient, error) {
+func openRedis(ctx context.Context, rawURL string, login redisLogin) (redis.UniversalClient, error) {
 	o, err := redisOptions(rawURL)
 	if err != nil {
 		return nil, err
 	}
+	login.apply(o)
 	if o.MasterName == "" && !o.IsClusterMode {
 		if o.IsClusterMode, err = clusterEnabled(ctx, o); err != nil {
 			return nil, fmt.Errorf("connect to Redis at %s: %w", withoutCredentials(rawURL), err)

@@ -44,7 +44,7 @@ func TestOpenRedis(t *testing.T) {
 // TestOpenClusterByAddresses starts where the first address is of no use.
 func TestOpenClusterByAddresses(t *testing.T) {
 	b := redisCluster(t)
-	rdb, err := openRedis(t.Context(), strings.Replace(b.tester, "@", "@127.0.0.1:1?addr=", 1))
+	rdb, err := openRedis(t.Context(), strings.Replace(b.tester, "@", "@127.0.0.1:1?addr=", 1), redisLogin{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -68,7 +68,7 @@ func TestOpenRedisAsUser(t *testing.T) {
 		{"bob:wrong", "WRONGPASS"},
 		{"", "NOAUTH"},
 	} {
-		rdb, err := openRedis(t.Context(), "redis://"+tc.login+"@"+p.addr)
+		rdb, err := openRedis(t.Context(), "redis://"+tc.login+"@"+p.addr, redisLogin{})
 		if err == nil {
 			err = rdb.Set(t.Context(), "prs:key", 1, 0).Err()
 			rdb.Close()
@@ -85,7 +85,7 @@ func TestOpenRedisAsUser(t *testing.T) {
 func TestOpenRedisByUnixSocket(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "redis.sock")
 	spawnRedis(t, "--unixsocket", socket)
-	rdb, err := openRedis(t.Context(), "unix://"+socket)
+	rdb, err := openRedis(t.Context(), "unix://"+socket, redisLogin{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -101,7 +101,7 @@ func TestOpenRedisByTLS(t *testing.T) {
 		{"", "certificate signed by unknown authority"},
 		{"?skip_verify=true", ""},
 	} {
-		rdb, err := openRedis(t.Context(), "rediss://127.0.0.1:"+port+tc.query)
+		rdb, err := openRedis(t.Context(), "rediss://127.0.0.1:"+port+tc.query, redisLogin{})
 		if err == nil {
 			rdb.Close()
 		}
@@ -145,17 +145,17 @@ func TestOpenRedisBySentinel(t *testing.T) {
 	master := spawnRedis(t)
 	sentinel := spawnSentinel(t, "people", master)
 	eventually(t, 5*time.Second, "the sentinel knows the master", func() bool {
-		rdb, err := openRedis(t.Context(), sentinel.url+"?master_name=people")
+		rdb, err := openRedis(t.Context(), sentinel.url+"?master_name=people", redisLogin{})
 		if err != nil {
 			return false
 		}
 		defer rdb.Close()
 		return rdb.Set(t.Context(), "key", 1, 0).Err() == nil
 	})
-	if _, err := openRedis(t.Context(), sentinel.url); err == nil || !strings.Contains(err.Error(), "master_name") {
+	if _, err := openRedis(t.Context(), sentinel.url, redisLogin{}); err == nil || !strings.Contains(err.Error(), "master_name") {
 		t.Errorf("a sentinel as a Redis: %v", err)
 	}
-	if _, err := openRedis(t.Context(), sentinel.url+"?master_name=other"); err == nil {
+	if _, err := openRedis(t.Context(), sentinel.url+"?master_name=other", redisLogin{}); err == nil {
 		t.Error("a master that nobody knows: no error")
 	}
 }
@@ -200,7 +200,7 @@ func TestOpenRedisFails(t *testing.T) {
 	} {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		start := time.Now()
-		rdb, err := openRedis(ctx, url)
+		rdb, err := openRedis(ctx, url, redisLogin{})
 		cancel()
 		if err == nil {
 			rdb.Close()

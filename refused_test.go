@@ -99,7 +99,7 @@ func eachRefusal(t *testing.T, body func(t *testing.T, s *appServers, r redisRef
 // TestACommandWithoutAnAnswerHasAnError in every way in which commands are sent.
 func TestACommandWithoutAnAnswerHasAnError(t *testing.T) {
 	eachRefusal(t, func(t *testing.T, s *appServers, r redisRefusal) {
-		rdb, err := openRedis(t.Context(), s.url)
+		rdb, err := openRedis(t.Context(), s.url, redisLogin{})
 		must(t, err)
 		defer rdb.Close()
 		s.refuse(r)
