@@ -621,7 +621,7 @@ func (c *connection) get(ctx context.Context, payload []byte, _ ackID) ([]byte, 
 	if err != nil {
 		return nil, err
 	}
-	part, err := c.hub.page(ctx, p.RoomID, after, p.Limit)
+	part, err := c.hub.page(ctx, p.RoomID, after, p.Limit, c.client)
 	if err != nil {
 		return nil, err
 	}

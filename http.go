@@ -195,7 +195,7 @@ func (w *web) room(ctx context.Context, r *http.Request) ([]byte, error) {
 	if err := checkID("roomId", id, w.service.options.Limits.IDBytes); err != nil {
 		return nil, err
 	}
-	part, err := w.hub.page(ctx, id, after, limit)
+	part, err := w.hub.page(ctx, id, after, limit, nil)
 	if err != nil {
 		return nil, err
 	}

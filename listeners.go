@@ -1,11 +1,6 @@
 package main
 
-import (
-	"bytes"
-	"cmp"
-	"slices"
-	"time"
-)
+import "time"
 
 // role is why a receiver is told of a room. It may have several at once.
 type role uint8
@@ -19,7 +14,8 @@ const (
 // seat is a receiver's place among the listeners: for each role the mode that it chose, plus one; 0 = not in that role.
 type seat struct {
 	chosen [roles]eventMode
-	at     int // in the list of its mode
+	at     int   // in the list of its mode
+	span   int64 // of the window in which it began, if it gets batches
 }
 
 // mode is the one of its roles that tells most.
@@ -30,24 +26,35 @@ func (s seat) empty() bool { return s.chosen == [roles]eventMode{} }
 // listeners are the local sockets that are told of one room, each once and in its mode. The room's lock guards it.
 //
 // Collected events come in windows: the first change after a quiet time is told at once, what follows within the time of
-// a window goes out together at its end, in one frame for all. So a window costs what changed in it and one write for
-// each socket, however many events there were.
+// a window goes out together at its end, in one frame for all who waited from its beginning. So a window costs what changed
+// in it and one write for each socket, however many events there were. Who begins within a window gets a frame of what
+// changed since then; the window of the others does not end sooner for that.
 type listeners struct {
-	room   *room
-	seats  map[receiver]seat
-	lists  [modeAll + 1][]receiver
-	quiet  map[string]receiver // members that hear of no single member, by connection id: only of their own removal
-	window window
-	paged  int64     // highest revision of a page that was given out
-	batch  time.Time // until then no batch goes out
-	count  time.Time // until then no count goes out
-	told   tally     // the last count that went out
-	armed  bool      // a timer is going to call due
+	room    *room
+	seats   map[receiver]seat
+	members int // seats that are in the room
+	lists   [modeAll + 1][]receiver
+	quiet   map[string]receiver // members that hear of no single member, by connection id: only of their own removal
+	window  window
+	batch   pace
+	count   pace
+	told    tally              // the last count that went out
+	others  map[receiver]tally // receivers of counts that were told another one last
+}
+
+// pace keeps the time between two batches, or two counts.
+type pace struct {
+	next  time.Time // nothing goes out before
+	armed bool      // a timer will settle the room
 }
 
 // tally is how many are in a room.
 type tally struct{ count, users int }
 
+// unknown is no tally of any room.
+var unknown = tally{-1, -1}
+
+// admit has a receiver begin in a role, or anew in it: it has been told the room as it is now.
 func (l *listeners) admit(to receiver, as role, mode eventMode) {
 	s, here := l.seats[to]
 	if here {
@@ -56,51 +63,83 @@ func (l *listeners) admit(to receiver, as role, mode eventMode) {
 	if l.seats == nil {
 		l.seats = map[receiver]seat{}
 	}
-	if mode == modeCount && len(l.lists[modeCount]) == 0 {
-		l.told = l.room.replica.tally()
+	if as == asMember && s.chosen[as] == 0 {
+		l.countMember(1)
 	}
 	s.chosen[as] = mode + 1
-	l.list(to, s)
+	l.list(to, s, l.room.replica.tally())
 	l.forget()
 }
 
+// dismiss ends a role of a receiver. Its other role goes on, and what waits for it there is not lost.
 func (l *listeners) dismiss(to receiver, as role) {
 	s, here := l.seats[to]
-	if !here {
+	if !here || s.chosen[as] == 0 {
 		return
 	}
-	l.unlist(to, s)
-	s.chosen[as] = 0
-	if s.empty() {
+	if as == asMember {
+		l.countMember(-1)
+	}
+	rest := s
+	rest.chosen[as] = 0
+	switch {
+	case rest.empty():
+		l.unlist(to, s)
 		delete(l.seats, to)
-	} else {
-		if s.mode() == modeBatch {
-			l.sendBatch(time.Now()) // what it holds, the receiver has been told
-		}
-		l.list(to, s)
+	case rest.mode() == s.mode():
+		l.seats[to] = rest
+		l.hush(to, rest)
+	default:
+		told := l.knownTo(s)
+		l.unlist(to, s)
+		l.list(to, rest, told)
 	}
 	l.forget()
+}
+
+// countMember counts members of the room, and those of the hub.
+func (l *listeners) countMember(n int) {
+	h, was := l.room.hub, min(l.members, 1)
+	l.members += n
+	h.seated.Add(int64(n))
+	h.occupied.Add(int64(min(l.members, 1) - was))
 }
 
 // forget empties the window when nobody is left who waits for it.
 func (l *listeners) forget() {
 	if len(l.lists[modeBatch]) == 0 {
-		l.window.clear()
+		l.window.stop()
 	}
 }
 
-// list enters a receiver into the list of its mode.
-func (l *listeners) list(to receiver, s seat) {
+// list enters a receiver into the list of its mode. It was told last that the room is of that size.
+func (l *listeners) list(to receiver, s seat, told tally) {
 	mode := s.mode()
 	s.at = len(l.lists[mode])
 	l.lists[mode] = append(l.lists[mode], to)
-	l.seats[to] = s
-	if mode < modeBatch && s.chosen[asMember] != 0 {
-		if l.quiet == nil {
-			l.quiet = map[string]receiver{}
+	switch mode {
+	case modeBatch:
+		s.span = l.window.begin(l.room.replica.tally())
+	case modeCount:
+		l.know(to, told)
+		if told != l.room.replica.tally() {
+			l.arm(&l.count, time.Until(l.count.next))
 		}
-		l.quiet[to.ID()] = to
 	}
+	l.seats[to] = s
+	l.hush(to, s)
+}
+
+// hush notes whether a receiver is a member that hears of no single member.
+func (l *listeners) hush(to receiver, s seat) {
+	if s.mode() >= modeBatch || s.chosen[asMember] == 0 {
+		delete(l.quiet, to.ID())
+		return
+	}
+	if l.quiet == nil {
+		l.quiet = map[string]receiver{}
+	}
+	l.quiet[to.ID()] = to
 }
 
 func (l *listeners) unlist(to receiver, s seat) {
@@ -110,11 +149,60 @@ func (l *listeners) unlist(to receiver, s seat) {
 	moved.at = s.at
 	l.seats[last], list[s.at], list[len(list)-1] = moved, last, nil
 	l.lists[s.mode()] = list[:len(list)-1]
+	switch s.mode() {
+	case modeBatch:
+		l.window.end(s.span)
+	case modeCount:
+		delete(l.others, to)
+	}
 	delete(l.quiet, to.ID())
 }
 
-// members adds the receivers that are in the room to a set.
-func (l *listeners) members(set map[receiver]bool) {
+// again has a receiver of batches begin anew: it has been told everything.
+func (l *listeners) again(to receiver) {
+	s := l.seats[to]
+	l.unlist(to, s)
+	l.list(to, s, tally{})
+}
+
+// knownTo is the size of the room as a receiver was told it last.
+func (l *listeners) knownTo(s seat) tally {
+	if s.mode() == modeBatch {
+		if t, sure := l.window.known(s.span); sure {
+			return t
+		}
+	}
+	return unknown // who gets events of a room that it has not read whole may not have counted
+}
+
+// know notes which count a receiver of counts was told last.
+func (l *listeners) know(to receiver, t tally) {
+	switch {
+	case len(l.lists[modeCount]) == 1:
+		l.told, l.others = t, nil
+	case t == l.told:
+		delete(l.others, to)
+	case l.others == nil:
+		l.others = map[receiver]tally{to: t}
+	default:
+		l.others[to] = t
+	}
+}
+
+// paged is told that somebody is given a page of the room as it is now.
+func (l *listeners) paged(by receiver) {
+	s, here := l.seats[by]
+	switch {
+	case !here:
+	case s.mode() == modeBatch:
+		l.window.page()
+	case s.mode() == modeCount:
+		l.know(by, l.room.replica.tally())
+	}
+}
+
+// collect adds the receivers that are in the room to a set.
+func (l *listeners) collect(set map[receiver]bool) {
 	for to, s := range l.seats {
 		if s.chosen[asMember] != 0 {
 			set[to] = true
@@ -142,187 +230,129 @@ func (l *listeners) tell(c change) {
 	}
 }
 
-// expel ends the membership of a local socket that was kicked, whatever its connection knows as yet. One that gets batches
-// would not get this one, and is told now.
-func (l *listeners) expel(e Event) {
+// member is the local receiver of a connection that is in the room, nil if there is none.
+func (l *listeners) member(conn string) receiver {
 	for to, s := range l.seats {
-		if to.ID() != e.ConnID || s.chosen[asMember] == 0 {
-			continue
+		if to.ID() == conn && s.chosen[asMember] != 0 {
+			return to
 		}
-		if s.mode() == modeBatch {
-			l.room.hub.cast(l.room.hub.encode.event(e), []receiver{to})
-		}
-		l.dismiss(to, asMember)
-		return
+	}
+	return nil
+}
+
+// hasten tells a member that gets batches what waits for it, because the next change ends its membership. It is called
+// before that change.
+func (l *listeners) hasten(conn string) {
+	to := l.member(conn)
+	if s := l.seats[to]; to != nil && s.mode() == modeBatch {
+		l.castBatch(l.window.since(s.span), []receiver{to})
+		l.again(to)
 	}
 }
 
-// admits tells whether a receiver may begin in this mode now. Those who get batches begin between two windows, so that
-// none of them is sent an event that its snapshot holds already.
-func (l *listeners) admits(mode eventMode) bool { return mode != modeBatch || l.window.empty() }
+// expel ends the membership of a local socket that was kicked, whatever its connection knows as yet. One that gets batches
+// would not get this one, and is told now.
+func (l *listeners) expel(e Event) {
+	to := l.member(e.ConnID)
+	if to == nil {
+		return
+	}
+	batch := l.seats[to].mode() == modeBatch
+	if batch {
+		l.room.hub.cast(l.room.hub.encode.event(e), []receiver{to})
+	}
+	l.dismiss(to, asMember)
+	if s := l.seats[to]; batch && !s.empty() && s.mode() == modeBatch {
+		l.again(to)
+	}
+}
 
 // settle sends what is due, and has the rest sent in time.
 func (l *listeners) settle() {
 	now := time.Now()
-	if !l.window.empty() && l.due(now, l.batch) {
+	if !l.window.empty() && l.due(&l.batch, now) {
 		l.sendBatch(now)
 	}
-	if t := l.room.replica.tally(); len(l.lists[modeCount]) > 0 && t != l.told && l.due(now, l.count) {
+	t := l.room.replica.tally()
+	if len(l.lists[modeCount]) > 0 && (t != l.told || len(l.others) > 0) && l.due(&l.count, now) {
 		l.sendCount(now, t)
 	}
 }
 
 // sendBatch ends the window.
 func (l *listeners) sendBatch(now time.Time) {
-	h, p := l.room.hub, &l.room.replica
-	if events := l.window.net(p, l.paged); len(events) > 0 {
-		l.batch = now.Add(h.batchEvery)
-		b := Batch{RoomID: p.room, Rev: p.rev, Count: len(p.entries), Users: len(p.users), Events: events}
-		h.cast(h.encode.batch(b), l.lists[modeBatch])
+	lists := l.bySpan()
+	var all changes
+	for i := len(lists) - 1; i >= 0; i-- {
+		touched := l.window.spans[i].touched
+		if all != nil {
+			touched.add(all)
+		}
+		all = touched
+		if len(lists[i]) > 0 && l.castBatch(all, lists[i]) {
+			l.batch.next = now.Add(l.room.hub.batchEvery)
+		}
 	}
-	l.window.clear()
-	if l.paged <= p.rev {
-		l.paged = 0
-	}
+	l.window.restart(l.room.replica.tally())
 }
 
+// bySpan are those who get batches, by the span of the window in which they began.
+func (l *listeners) bySpan() [][]receiver {
+	w := &l.window
+	if len(w.spans) == 1 {
+		return [][]receiver{l.lists[modeBatch]}
+	}
+	lists := make([][]receiver, len(w.spans))
+	for _, to := range l.lists[modeBatch] {
+		i := w.find(l.seats[to].span)
+		lists[i] = append(lists[i], to)
+	}
+	return lists
+}
+
+// castBatch sends the net effect of changes, if there is one, as one frame.
+func (l *listeners) castBatch(all changes, to []receiver) (sent bool) {
+	h, p := l.room.hub, &l.room.replica
+	events := all.net(p)
+	if len(events) > 0 {
+		h.cast(h.encode.batch(Batch{RoomID: p.room, Rev: p.rev, Count: len(p.entries), Users: len(p.users), Events: events}), to)
+	}
+	return len(events) > 0
+}
+
+// sendCount tells a count to all who were told another one last.
 func (l *listeners) sendCount(now time.Time, t tally) {
 	h, p := l.room.hub, &l.room.replica
-	l.told, l.count = t, now.Add(h.countEvery)
-	h.cast(h.encode.count(Batch{RoomID: p.room, Rev: p.rev, Count: t.count, Users: t.users}), l.lists[modeCount])
+	to := l.lists[modeCount]
+	if len(l.others) > 0 {
+		to = nil
+		for _, r := range l.lists[modeCount] {
+			told, other := l.others[r]
+			if other && told != t || !other && l.told != t {
+				to = append(to, r)
+			}
+		}
+	}
+	l.told, l.others = t, nil
+	if len(to) > 0 {
+		l.count.next = now.Add(h.countEvery)
+		h.cast(h.encode.count(Batch{RoomID: p.room, Rev: p.rev, Count: t.count, Users: t.users}), to)
+	}
 }
 
 // due tells whether a time has come. If not, the room is settled then.
-func (l *listeners) due(now, at time.Time) bool {
-	wait := at.Sub(now)
-	if wait <= 0 {
-		return true
+func (l *listeners) due(p *pace, now time.Time) bool {
+	wait := p.next.Sub(now)
+	if wait > 0 {
+		l.arm(p, wait)
 	}
-	if !l.armed {
-		l.armed = true
-		l.room.hub.later(wait, l.room.windowOver)
-	}
-	return false
+	return wait <= 0
 }
 
-// window is what became of the connections that changed since the last batch.
-type window struct {
-	touched map[string]*touched // by connection id
-}
-
-// touched is a connection before its first change in a window, and its latest changes.
-type touched struct {
-	before Entry
-	had    bool
-	first  int64  // revision of the first change
-	last   Event  // the latest change
-	joined bool   // one of the changes was a join
-	left   *Event // the leave of what was there before
-}
-
-func (w *window) empty() bool { return len(w.touched) == 0 }
-
-func (w *window) clear() { w.touched = nil }
-
-func (w *window) note(c change) {
-	t := w.touched[c.ConnID]
-	if t == nil {
-		if w.touched == nil {
-			w.touched = map[string]*touched{}
-		}
-		t = &touched{before: c.before, had: c.had, first: c.Rev}
-		w.touched[c.ConnID] = t
+// arm has the room settled after a while, unless a timer is set already.
+func (l *listeners) arm(p *pace, wait time.Duration) {
+	if !p.armed {
+		p.armed = true
+		l.room.hub.later(wait, func() { l.room.windowOver(p) })
 	}
-	t.last = c.Event
-	t.joined = t.joined || c.Type == EventJoin
-	if c.Type == EventLeave && t.had && t.left == nil && c.UserID == t.before.UserID {
-		t.left = &c.Event
-	}
-}
-
-// net gives the effect of the window as events: at most one of each connection, or a leave and a join where the user is
-// another one. A connection that came and went in it is not mentioned, unless a page of a revision up to paged may have
-// shown it. userConns is counted as if the events came one by one.
-func (w *window) net(p *replica, paged int64) []Event {
-	var events []Event
-	added := map[string]int{} // to each user's connections
-	for conn, t := range w.touched {
-		now, has := p.entries[conn]
-		if t.had {
-			added[t.before.UserID]--
-		}
-		if has {
-			added[now.UserID]++
-		}
-		switch {
-		case !has && t.had:
-			events = append(events, t.gone(p))
-		case !has && t.first <= paged:
-			events = append(events, t.last)
-		case has && t.had && t.before.UserID != now.UserID && t.left != nil:
-			events = append(events, *t.left)
-		}
-		if has && (t.joined || !bytes.Equal(t.before.State, now.State)) {
-			events = append(events, t.latest(p, now))
-		}
-	}
-	slices.SortFunc(events, byRevision)
-	w.count(events, p, added)
-	return events
-}
-
-// gone is the leave of what was there before.
-func (t *touched) gone(p *replica) Event {
-	if t.left != nil {
-		return *t.left
-	}
-	e := p.event(EventLeave, t.before, t.last.TS) // a reading showed another user in between
-	e.Rev = t.last.Rev
-	return e
-}
-
-// latest is the event that brings a fold up to what the connection is now.
-func (t *touched) latest(p *replica, now Entry) Event {
-	kind := EventUpdate
-	if t.joined {
-		kind = EventJoin
-	}
-	e := p.event(kind, now, t.last.TS)
-	e.Rev = t.last.Rev
-	return e
-}
-
-// count sets userConns of each event.
-func (w *window) count(events []Event, p *replica, added map[string]int) {
-	conns := map[string]int{}
-	for _, e := range events {
-		conns[e.UserID] = p.users[e.UserID] - added[e.UserID]
-	}
-	for i := range events {
-		e := &events[i]
-		t := w.touched[e.ConnID]
-		switch {
-		case e.Type == EventLeave && t.had:
-			conns[e.UserID]--
-		case e.Type == EventJoin && !t.had:
-			conns[e.UserID]++
-		case e.Type == EventJoin && t.before.UserID != e.UserID:
-			conns[e.UserID]++
-			if t.left == nil { // a reading showed the new user only
-				conns[t.before.UserID]--
-			}
-		}
-		e.UserConns = conns[e.UserID]
-	}
-}
-
-// byRevision orders events; of one revision, which a room has that was read anew, leaves are last.
-func byRevision(a, b Event) int {
-	rank := func(e Event) int {
-		if e.Type == EventLeave {
-			return 1
-		}
-		return 0
-	}
-	return cmp.Or(cmp.Compare(a.Rev, b.Rev), cmp.Compare(rank(a), rank(b)), cmp.Compare(a.ConnID, b.ConnID))
 }

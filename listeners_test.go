@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -84,7 +85,8 @@ func TestAMemberHearsOfItsRemovalInEveryMode(t *testing.T) {
 	})
 }
 
-// Who gets batches begins between two windows: what its snapshot holds does not come again (G2).
+// Who begins within a window is answered at once, and is told what changed since then when the window ends: what its snapshot
+// holds does not come again (G2). The others' window does not end sooner.
 func TestABatchHoldsNothingOfTheSnapshot_G2(t *testing.T) {
 	withWindows(t, func(w *world) {
 		w.source.store(10)
@@ -93,21 +95,42 @@ func TestABatchHoldsNothingOfTheSnapshot_G2(t *testing.T) {
 		w.tell(joined(10, 11, "a"))
 		w.tell(joined(11, 12, "b")) // waits
 		late := &ear{id: "late"}
-		result := make(chan error, 1)
-		go func() {
-			result <- r.admit(w.Context(), newWaiter(12, late, asMember, modeBatch, late.welcome))
-		}()
-		synctest.Wait()
-		w.wantHeard(late)
-		if err := <-result; err != nil {
+		if err := r.admit(w.Context(), newWaiter(12, late, asMember, modeBatch, late.welcome)); err != nil {
 			t.Fatal(err)
 		}
-		w.tell(joined(12, 13, "c"))
+		w.wantHeard(late, "ack @12 [a b]")
+		w.tell(joined(12, 13, "c"), gone(13, 14, "b"))
+		w.wantHeard(early, "batch @11 1/1 [join a A 1 @11 {}]")
 		pause(w.Context(), w.hub.batchEvery)
 		synctest.Wait()
-		w.wantHeard(early, "batch @11 1/1 [join a A 1 @11 {}]", "batch @12 2/2 [join b B 1 @12 {}]", "batch @13 3/3 [join c C 1 @13 {}]")
-		w.wantHeard(late, "ack @12 [a b]", "batch @13 3/3 [join c C 1 @13 {}]")
+		w.wantHeard(early, "batch @11 1/1 [join a A 1 @11 {}]", "batch @14 2/2 [join c C 1 @13 {}]")
+		w.wantHeard(late, "ack @12 [a b]", "batch @14 2/2 [join c C 1 @13 {}; leave b B 0 @14 null]")
 		w.wantReads(1) // nobody was impatient
+	})
+}
+
+// A batch does not wait for the time of counts, nor a newcomer for that of batches, and who takes and ends a role again and
+// again makes nobody's batches more frequent.
+func TestEachModeHasItsOwnTime(t *testing.T) {
+	withWindows(t, func(w *world) {
+		w.source.store(10, here("x", 1, "{}"))
+		r := w.room()
+		steady := w.listener(r, "steady", asMember, modeBatch)
+		w.listener(r, "count", asMember, modeCount)
+		toggles := w.listener(r, "toggles", asMember, modeBatch)
+		rev, began := int64(10), time.Now()
+		for time.Since(began) < 2*time.Second {
+			w.tell(joined(rev, rev+1, "a"), gone(rev+1, rev+2, "a"), patched(rev+2, rev+3, "x", fmt.Sprint(rev)))
+			rev += 3
+			if err := r.admit(w.Context(), newWaiter(rev, toggles, asWatcher, modeNone, toggles.welcome)); err != nil {
+				t.Fatal(err)
+			}
+			r.leave(toggles, asWatcher)
+			pause(w.Context(), 10*time.Millisecond)
+		}
+		if n := len(steady.heard); n < 8 || n > 9 {
+			t.Errorf("%d batches in 2 s", n)
+		}
 	})
 }
 
@@ -119,7 +142,7 @@ func TestAPageWithinAWindowLeavesNoGhost_G3(t *testing.T) {
 		e := w.listener(r, "e", asMember, modeBatch)
 		w.tell(joined(10, 11, "a"))
 		w.tell(joined(11, 12, "b"))
-		p, err := w.hub.page(w.Context(), "r", "a", 1)
+		p, err := w.hub.page(w.Context(), "r", "a", 1, e)
 		if !strings.Contains(string(p.entries), `"connId":"b"`) || p.rev != 12 || p.last != "b" || err != nil {
 			t.Fatalf("the page is %s at %d, last %q, %v", p.entries, p.rev, p.last, err)
 		}
@@ -132,7 +155,9 @@ func TestAPageWithinAWindowLeavesNoGhost_G3(t *testing.T) {
 
 // A member that also watches hears of each change once, in the mode that tells more.
 func TestSeats(t *testing.T) {
-	r := newRoom(&hub{batchEvery: time.Hour, ctx: t.Context()}, "r")
+	closed, stop := context.WithCancel(t.Context())
+	stop() // a closed hub sets no timers
+	r := newRoom(&hub{ctx: closed}, "r")
 	l := &r.listeners
 	type place struct{ member, watcher eventMode } // plus one
 	model := map[receiver]place{}
@@ -175,10 +200,13 @@ func TestSeats(t *testing.T) {
 				}
 			}
 		}
+		if rooms, n := r.hub.size(); n != len(members) || rooms != min(len(members), 1) {
+			t.Fatalf("the hub has %d members in %d rooms, want %d", n, rooms, len(members))
+		}
 		got := map[receiver]bool{}
-		l.members(got)
-		if !maps.Equal(got, members) || len(l.quiet) != quiet || len(l.seats) != len(model) {
-			t.Fatalf("%d members, %d quiet ones, %d seats, want %d, %d, %d", len(got), len(l.quiet), len(l.seats), len(members), quiet, len(model))
+		l.collect(got)
+		if !maps.Equal(got, members) || len(l.quiet) != quiet || len(l.seats) != len(model) || l.members != len(members) {
+			t.Fatalf("%d members, %d counted, %d quiet ones, %d seats, want %d, %d, %d", len(got), l.members, len(l.quiet), len(l.seats), len(members), quiet, len(model))
 		}
 	}
 }
@@ -189,15 +217,16 @@ func TestNetEffectsFoldToTheRoom_G3(t *testing.T) {
 	for seed := range uint64(300) {
 		random := rand.New(rand.NewPCG(seed, 1))
 		room, fold := newReplica("r"), newReplica("r")
-		var w window
+		w, number := changes{}, int64(0)
 		for range 20 {
 			for range random.IntN(12) {
 				for _, c := range randomChange(random, &room) {
-					w.note(c)
+					number++
+					w.note(c, number, 0)
 				}
 			}
 			last := fold.rev
-			for _, e := range w.net(&room, 0) {
+			for _, e := range w.net(&room) {
 				if e.Rev < last {
 					t.Fatalf("seed %d: %s comes after revision %d", seed, said(e), last)
 				}
@@ -211,7 +240,7 @@ func TestNetEffectsFoldToTheRoom_G3(t *testing.T) {
 					t.Fatalf("seed %d: %s, and the fold has %d connections", seed, said(e), got)
 				}
 			}
-			w.clear()
+			w = changes{}
 			assertSameMembers(t, seed, fold, room)
 		}
 	}

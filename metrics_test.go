@@ -59,7 +59,7 @@ func TestMetricsCountWhatTheNodeDoes(t *testing.T) {
 	for _, line := range []string{
 		"presence_connections 3", // witness, ann, eve
 		"presence_rooms 1",
-		"presence_members 2", // eve does not know yet that she was kicked
+		"presence_members 1", // eve was kicked, ann left
 		"presence_joins_total 5",
 		`presence_leaves_total{reason="left"} 1`,
 		`presence_leaves_total{reason="disconnected"} 1`,

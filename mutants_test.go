@@ -42,7 +42,7 @@ var mutants = []mutant{
 
 	{"a message is applied that does not follow", "room.go", "case r.replica.precedes(m):\n\t\tr.apply(m.Event)\n\tcase m.Rev <= r.replica.stored:", "case r.replica.precedes(m) || MUTANT:\n\t\tr.apply(m.Event)\n\tcase m.Rev <= r.replica.stored:"},
 	{"a read takes the place of events on their way", "room.go", "case overtaken || onTheirWay && first == nil:", "case !MUTANT && (overtaken || onTheirWay && first == nil):"},
-	{"a join is answered before its revision is there", "room.go", "if w.rev > r.replica.rev ||", "if w.rev > r.replica.rev && !MUTANT ||"},
+	{"a join is answered before its revision is there", "room.go", "if w.rev > r.replica.rev {\n\t\t\trest =", "if w.rev > r.replica.rev && !MUTANT {\n\t\t\trest ="},
 	{"who joined hears nothing", "room.go", "if w.to != nil {", "if w.to != nil && !MUTANT {"},
 	{"who left goes on hearing", "room.go", "r.listeners.dismiss(to, as)", "if !MUTANT {\n\t\tr.listeners.dismiss(to, as)\n\t}"},
 	{"a revision that comes back is compared with nothing", "room.go", "if rev == had || r.comparing {", "if rev == had || r.comparing || MUTANT {"},

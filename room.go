@@ -91,6 +91,8 @@ type hub struct {
 
 	missedAt atomic.Int64 // Unix time in ns of the last loss of data in any room; 0 = none
 
+	seated, occupied atomic.Int64 // local members, and rooms that have some
+
 	mu    sync.Mutex
 	rooms map[string]*room
 
@@ -145,7 +147,8 @@ func (h *hub) acquire(id string) *room {
 
 // page gives members of any room in the order of their connection ids, at most limit, after a given id. A small room that
 // no local socket is in is read; of a large one the node keeps the replica for a while, because more pages will be asked for.
-func (h *hub) page(ctx context.Context, id, after string, limit int) (given page, err error) {
+// by is the local socket that will get it, nil = none.
+func (h *hub) page(ctx context.Context, id, after string, limit int, by receiver) (given page, err error) {
 	rev, count, err := h.source.size(ctx, id)
 	if err != nil {
 		return page{}, err
@@ -158,7 +161,7 @@ func (h *hub) page(ctx context.Context, id, after string, limit int) (given page
 	}
 	r := h.acquire(id)
 	defer h.release(r)
-	err = r.admit(ctx, newGlance(rev, after, limit, &given))
+	err = r.admit(ctx, newGlance(rev, after, limit, by, &given))
 	return given, err
 }
 
@@ -257,16 +260,8 @@ func (h *hub) message(id, payload string) {
 	r.receive(m)
 }
 
-// size is how many rooms have members on this node, and how many these are.
-func (h *hub) size() (rooms, members int) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	for _, r := range h.rooms {
-		rooms += min(r.members, 1)
-		members += r.members
-	}
-	return rooms, members
-}
+// size is how many rooms have members on this node, and how many these are. Who only watches a room, or reads it, is none.
+func (h *hub) size() (rooms, members int) { return int(h.occupied.Load()), int(h.seated.Load()) }
 
 // settled is told by the bridge after a batch.
 func (h *hub) settled() {
@@ -447,9 +442,9 @@ func newWaiter(rev int64, to receiver, as role, mode eventMode, answer func(view
 }
 
 // newGlance is for who is given a page, and hears nothing more.
-func newGlance(rev int64, after string, limit int, given *page) *waiter {
+func newGlance(rev int64, after string, limit int, by receiver, given *page) *waiter {
 	w := newWaiter(rev, nil, asMember, modeNone, func(v view) {
-		v.r.listeners.paged = max(v.r.listeners.paged, v.r.replica.rev)
+		v.r.listeners.paged(by)
 		*given = v.r.replica.page(after, limit)
 	})
 	w.after, w.limit = after, limit
@@ -556,7 +551,7 @@ func (r *room) welcome() {
 func (r *room) answer() {
 	rest := r.waiters[:0]
 	for _, w := range r.waiters {
-		if w.rev > r.replica.rev || !r.listeners.admits(w.mode) {
+		if w.rev > r.replica.rev {
 			rest = append(rest, w)
 			continue
 		}
@@ -642,15 +637,14 @@ func (r *room) toHeal() []*membership {
 func (r *room) collect(set map[receiver]bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.listeners.members(set)
+	r.listeners.collect(set)
 }
 
-// windowOver sends what was kept for the end of a window.
-func (r *room) windowOver() {
+// windowOver sends what was kept until a time.
+func (r *room) windowOver(p *pace) {
 	r.mu.Lock()
-	r.listeners.armed = false
+	p.armed = false
 	r.listeners.settle()
-	r.welcome()
 	r.mu.Unlock()
 	r.hub.flush()
 }
@@ -689,6 +683,9 @@ func (r *room) keep(m message) {
 func (r *room) apply(e Event) {
 	if r.replica.stored == 0 {
 		r.repair.signs.origin = e.Rev
+	}
+	if e.Reason == ReasonKicked {
+		r.listeners.hasten(e.ConnID)
 	}
 	c := r.replica.apply(e)
 	if r.holds() { // Redis does not count whom it has lost
@@ -892,6 +889,7 @@ func (r *room) adopt(s Snapshot, known int, first *replica) bool {
 	case first != nil && r.replica.stored == 0 && len(r.replica.entries) == 0:
 		r.replica = *first
 	default:
+		r.hastenKicked()
 		changes := r.replica.adopt(s, r.sparer(s))
 		if !r.readAt.IsZero() {
 			r.hub.metrics.repaired(len(changes))
@@ -916,6 +914,15 @@ func (r *room) adopt(s Snapshot, known int, first *replica) bool {
 	r.listeners.settle()
 	r.answer()
 	return !r.reading
+}
+
+// hastenKicked is for members that were kicked, if the message was lost: a read is going to tell that they left. r.mu is held.
+func (r *room) hastenKicked() {
+	for conn, m := range r.owned {
+		if m.isOver() {
+			r.listeners.hasten(conn)
+		}
+	}
 }
 
 // applyPending is false when one of the messages does not follow the replica. Then it and those after it stay.

@@ -229,3 +229,14 @@ func TestATokenHasToAllowTheWatchedRoom(t *testing.T) {
 		t.Errorf("events of a room that the new token does not allow: %+v", u.events)
 	}
 }
+
+func TestWhoOnlyWatchesOrReadsIsNoMemberOfTheNode(t *testing.T) {
+	n, room := startNodeFor(t, miniRedis(t)), uniqueRoom(t)
+	n.member(t, room, "ann", "{}").ok(eventWatch, inRoom(room, ""))
+	w := n.user(t)
+	w.ok(eventWatch, inRoom("other", ""))
+	defer n.hub.release(n.hub.acquire("large")) // as for who reads its pages
+	if rooms, members := n.hub.size(); rooms != 1 || members != 1 {
+		t.Errorf("%d members in %d rooms, want 1 in 1", members, rooms)
+	}
+}
