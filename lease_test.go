@@ -110,7 +110,7 @@ func TestANodeThatFindsItsLeaseLost_G8(t *testing.T) {
 			old := l.name()
 			moveTo(length + time.Second)
 			other := newTrustingReaper(s)
-			found, err := other.owned(t.Context(), room, old) // this one is late
+			found, _, err := other.owned(t.Context(), room, old, "0") // this one is late
 			if err != nil || len(found.list) != 1 {
 				t.Fatalf("it has %v, %v", found.list, err)
 			}

@@ -568,6 +568,11 @@ const (
 
 	// Bound for the answer to one such step.
 	readPartWithin = 2 * time.Second
+
+	// What a script reads of a room in one step, when it only looks for something in it: so many bytes of states that are
+	// as large as they may be, and so many members at most.
+	sweepBytes   = 1 << 20
+	sweepMembers = 200
 )
 
 // read reads a room. What changes while it is read in parts may be in the result or not: its Rev is that of the beginning,
@@ -1173,9 +1178,28 @@ func (s *Service) mend(ctx context.Context, sc *script, keys []string) (err erro
 		_, err = s.call(ctx, s.scripts.mendIndex, keys, kinds)
 		return err
 	}
+	return s.mendRoom(ctx, sc, keys)
+}
+
+// mendRoom mends a room part by part. Whoever else finds the room unmended meanwhile goes on where this one is.
+func (s *Service) mendRoom(ctx context.Context, sc *script, keys []string) error {
 	keys = slices.DeleteFunc(slices.Clone(keys), func(key string) bool { return strings.HasPrefix(key, kickPrefix) })
-	_, err = s.call(ctx, s.scripts.mend, keys, []any{sc.holds && s.options.Grace > 0})
-	return err
+	grace := s.options.Grace > 0
+	if grace && !sc.holds {
+		keys = append(keys, keysOf(roomOfKeys(keys)).held())
+	}
+	for ctx.Err() == nil {
+		answer, err := s.call(ctx, s.scripts.mend, keys, []any{grace, s.partOfRoom()})
+		if err != nil || answer.verdict() == "ok" {
+			return err
+		}
+	}
+	return ctx.Err()
+}
+
+// partOfRoom is how many members, with their states, a script reads in one step when it does not return these.
+func (s *Service) partOfRoom() int {
+	return min(max(sweepBytes/s.options.Limits.StateBytes, 10), sweepMembers)
 }
 
 // call calls a script, and has the call counted.

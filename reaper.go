@@ -174,7 +174,7 @@ func (r *reaper) reap(ctx context.Context, room string, wasEmpty bool) (next str
 		if err != nil {
 			return "", err
 		}
-		if gone == 0 {
+		if gone == 0 && !found.more {
 			return r.next(found, wasEmpty), nil
 		}
 	}
@@ -185,6 +185,7 @@ type silence struct {
 	now     int64 // milliseconds, Redis' clock
 	oldest  int64 // heartbeat of the most silent connection, 0 = the room is empty
 	list    []incarnation
+	more    bool // it is to be asked again at once
 	trusted bool // contact was long enough to judge by this
 	holds   bool // it was for those that are held back: nothing can be heard of them, but the clock may have been set
 }
@@ -212,9 +213,10 @@ func (r *reaper) overdue(ctx context.Context, room string) (silence, error) {
 	if err != nil {
 		return silence{}, err
 	}
-	found := silence{now: answer.int(0), oldest: int64(answer.float(1)), trusted: lasted >= r.silence.need}
+	found := silence{now: answer.int(0), oldest: int64(answer.float(1)), trusted: lasted >= r.silence.need,
+		more: answer.text(2) == "more"}
 	found.holds = s.options.Grace > 0 && lasted >= s.options.Grace
-	for i := 2; i < len(answer); i++ {
+	for i := 3; i < len(answer); i++ {
 		found.list = append(found.list, incarnation{conn: answer.text(i)})
 	}
 	return found, nil

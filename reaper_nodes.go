@@ -34,14 +34,35 @@ func (r *reaper) passNodes(ctx context.Context) error {
 	return err
 }
 
+// Rooms of a lost node that are read in one step.
+const nodeRoomsPart = 500
+
 // bury removes all connections of a lost node. When some cannot be removed now, the node is claimed again later.
 func (r *reaper) bury(ctx context.Context, node string) error {
 	s := r.service
-	rooms, err := s.rdb.HKeys(ctx, nodeRoomsKey(node)).Result()
-	if err != nil {
-		return err
+	s.options.Logger.Warn("a node is lost", "node", node)
+	for cursor := uint64(0); ; {
+		pairs, next, err := s.rdb.HScan(ctx, nodeRoomsKey(node), cursor, "", nodeRoomsPart).Result()
+		if err != nil {
+			return err
+		}
+		if err := r.evictFrom(ctx, pairs, node); err != nil {
+			return err
+		}
+		if cursor = next; cursor == 0 {
+			break
+		}
 	}
-	s.options.Logger.Warn("a node is lost", "node", node, "rooms", len(rooms))
+	_, err := s.run(ctx, s.scripts.forgetNode, []string{leasesKey, nodeRoomsKey(node)}, node)
+	return err
+}
+
+// evictFrom removes the connections of a lost node from rooms, which every other of the strings names.
+func (r *reaper) evictFrom(ctx context.Context, pairs []string, node string) error {
+	rooms := make([]string, 0, len(pairs)/2)
+	for i := 0; i < len(pairs); i += 2 {
+		rooms = append(rooms, pairs[i])
+	}
 	var failed atomic.Pointer[error]
 	each(rooms, func(room *string) {
 		if err := r.evict(ctx, *room, node); err != nil {
@@ -51,44 +72,66 @@ func (r *reaper) bury(ctx context.Context, node string) error {
 	if err := failed.Load(); err != nil {
 		return *err
 	}
-	_, err = s.run(ctx, s.scripts.forgetNode, []string{leasesKey, nodeRoomsKey(node)}, node)
-	return err
+	return nil
 }
 
-// evict removes the connections of a lost node from a room.
+// evict removes the connections of a lost node from a room. It goes through the room until it finds none: a join that was
+// on its way when the node died may have come meanwhile.
 func (r *reaper) evict(ctx context.Context, room, node string) error {
+	removed := 0
 	for {
-		found, err := r.owned(ctx, room, node)
-		if err != nil || len(found.list) == 0 {
-			return err
+		found, gone, err := r.sweep(ctx, room, node)
+		removed += gone
+		if err == nil && found > 0 && gone == 0 {
+			err = errSpared
 		}
-		if !found.trusted {
-			return errNoContact
+		if err == nil && found > 0 {
+			continue
 		}
-		how := removal{reason: ReasonNodeLost, node: node, notAfter: found.now + r.patience()}
-		for list := range slices.Chunk(found.list, removeBatch) {
-			_, gone, err := r.service.remove(ctx, room, how, list)
+		if removed > 0 {
+			r.service.options.Logger.Info("connections of a lost node removed", "room", room, "connections", removed)
+		}
+		return err
+	}
+}
+
+// sweep goes through a room once, part by part, and removes the connections of a lost node. Those of other reapers that do
+// the same are found and not gone.
+func (r *reaper) sweep(ctx context.Context, room, node string) (found, gone int, err error) {
+	for cursor := "0"; ; {
+		part, next, err := r.owned(ctx, room, node, cursor)
+		if err != nil {
+			return found, gone, err
+		}
+		if len(part.list) > 0 && !part.trusted {
+			return found, gone, errNoContact
+		}
+		found += len(part.list)
+		how := removal{reason: ReasonNodeLost, node: node, notAfter: part.now + r.patience()}
+		for list := range slices.Chunk(part.list, removeBatch) {
+			_, left, err := r.service.remove(ctx, room, how, list)
 			r.refused(ctx, room, err)
 			if err != nil {
-				return err
+				return found, gone, err
 			}
-			if len(gone) == 0 {
-				return errSpared
-			}
+			gone += len(left)
 		}
-		r.service.options.Logger.Info("connections of a lost node removed", "room", room, "connections", len(found.list))
+		if cursor = next; cursor == "0" {
+			return found, gone, nil
+		}
 	}
 }
 
-// owned finds the connections of a node in a room.
-func (r *reaper) owned(ctx context.Context, room, node string) (found silence, err error) {
-	answer, lasted, err := r.look(ctx, r.loss, r.service.scripts.owned, room, node)
+// owned finds the connections of a node in a part of a room.
+func (r *reaper) owned(ctx context.Context, room, node, cursor string) (part silence, next string, err error) {
+	s := r.service
+	answer, lasted, err := r.look(ctx, r.loss, s.scripts.owned, room, node, cursor, s.partOfRoom())
 	if err != nil {
-		return silence{}, err
+		return silence{}, "", err
 	}
-	found = silence{now: answer.int(0), trusted: lasted >= r.loss.need}
-	for i := 1; i+1 < len(answer); i += 2 {
-		found.list = append(found.list, incarnation{answer.text(i), answer.int(i + 1)})
+	part = silence{now: answer.int(0), trusted: lasted >= r.loss.need}
+	for i := 2; i+1 < len(answer); i += 2 {
+		part.list = append(part.list, incarnation{answer.text(i), answer.int(i + 1)})
 	}
-	return found, nil
+	return part, answer.text(1), nil
 }

@@ -622,3 +622,20 @@ func TestRoomsThatAreDueTooLateAreLookedAt(t *testing.T) {
 		t.Error("a ghost stays until the clock has caught up")
 	}
 }
+
+// TestManyHeartbeatsInTheFutureAreSetRightInOnePass, though one step takes a part of them only.
+func TestManyHeartbeatsInTheFutureAreSetRightInOnePass(t *testing.T) {
+	const members = 1200
+	s, moveTo := clockedService(t, Options{})
+	room := uniqueRoom(t)
+	moveTo(time.Hour)
+	fillRoom(t, s.rdb, room, members)
+	moveTo(0)
+	if _, err := newReaper(s).reap(t.Context(), room, false); err != nil {
+		t.Fatal(err)
+	}
+	ahead := s.rdb.ZCount(t.Context(), keysOf(room).lastSeen(), fmt.Sprint("(", now(t, s)), "+inf").Val()
+	if ahead != 0 {
+		t.Errorf("%d of %d heartbeats stay in the future", ahead, members)
+	}
+}

@@ -11,9 +11,10 @@ local function now_ms()
   return tonumber(now_text())
 end
 
--- Deletes what stands in the place of a key of this type.
+-- Deletes what stands in the place of a key of this type, and tells whether there was something.
 local function ensure_type(key, kind)
   local stored = redis.call('TYPE', key).ok
-  if stored == kind or stored == 'none' then return end
+  if stored == kind or stored == 'none' then return false end
   redis.call('DEL', key)
+  return true
 end

@@ -1,36 +1,84 @@
--- Deletes keys of a room that are of another type. What they held is built anew from conn_meta.
+-- Deletes keys of a room that are of another type. What the indices held is built anew from conn_meta, one part of the room
+-- for each call.
+--
+-- Until that is done, a hash stands in the place of the room's counter. Every script that changes conn_meta, members or
+-- conns reads the counter before it writes, so none of them runs on indices that are not whole: it fails, and its caller
+-- goes on with the mending.
 --
 -- KEYS    as in room.lua, with the hashes of connections; held may be the last
--- ARGV    1 1 = held is
--- RETURNS nothing
+-- ARGV    1 1 = held is, 2 members that are read in one step
+-- RETURNS {'ok'}; {'more'} when it is to be called again
 
-local kinds = { 'hash', 'hash', 'zset', 'string', 'set', 'string' }
-local held = ARGV[1] == '1' and KEYS[#KEYS]
-if held then kinds[#KEYS] = 'zset' end
-for i = 1, #KEYS do ensure_type(KEYS[i], kinds[i] or 'hash') end
+local has_held, limit = ARGV[1] == '1', ARGV[2]
+local held = has_held and KEYS[#KEYS]
 
-local now = now_ms()
-local counter = now
-local all = redis.call('HGETALL', META)
-redis.call('DEL', MEMBERS, CONNS)
-for i = 1, #all, 2 do
-  local m = parse_meta(all[i + 1])
-  if m then
+local function begin(counter)
+  redis.call('DEL', REV, MEMBERS, CONNS)
+  redis.call('HSET', REV, 'mends', 'metas', 'cursor', '0', 'counter', counter or '', 'highest', '0')
+end
+
+-- A connection may come twice: it is counted where conns was without it.
+local function take(conn, value, now)
+  local m = parse_meta(value)
+  if not m then
+    redis.call('HDEL', META, conn)
+    redis.call('ZREM', LAST_SEEN, conn)
+  elseif redis.call('SADD', CONNS, conn) == 1 then
     redis.call('HINCRBY', MEMBERS, m.user, 1)
-    redis.call('SADD', CONNS, all[i])
-    redis.call('ZADD', LAST_SEEN, 'NX', digits(now), all[i])
-    if held and m.node == HELD then redis.call('ZADD', held, 0, held_member(m.user, all[i])) end
-    counter = math.max(counter, tonumber(m.rev))
-  else
-    redis.call('HDEL', META, all[i])
-    redis.call('ZREM', LAST_SEEN, all[i])
+    redis.call('ZADD', LAST_SEEN, 'NX', now, conn)
+    if held and m.node == HELD then redis.call('ZADD', held, 0, held_member(m.user, conn)) end
+    return tonumber(m.rev)
   end
+  return 0
 end
-for _, conn in ipairs(redis.call('ZRANGE', LAST_SEEN, 0, -1)) do
-  if redis.call('HEXISTS', META, conn) == 0 then redis.call('ZREM', LAST_SEEN, conn) end
+
+local function read_metas(cursor, highest)
+  local part, now = redis.call('HSCAN', META, cursor, 'COUNT', limit), now_text()
+  for i = 1, #part[2], 2 do highest = math.max(highest, take(part[2][i], part[2][i + 1], now)) end
+  local done = part[1] == '0'
+  redis.call('HSET', REV, 'mends', done and 'seen' or 'metas', 'cursor', part[1], 'highest', digits(highest))
+  return done
 end
--- Members may be lost with a key of another type.
-redis.call('SET', ORIGIN, digits(now), 'PX', ORIGIN_TTL)
+
+-- Forgets heartbeats of connections that are not in the room.
+local function read_seen(cursor)
+  if redis.call('ZCARD', LAST_SEEN) == redis.call('HLEN', META) then return true end
+  local part = redis.call('ZSCAN', LAST_SEEN, cursor, 'COUNT', limit)
+  for i = 1, #part[2], 2 do
+    if redis.call('HEXISTS', META, part[2][i]) == 0 then redis.call('ZREM', LAST_SEEN, part[2][i]) end
+  end
+  redis.call('HSET', REV, 'cursor', part[1])
+  return part[1] == '0'
+end
+
 -- A lost counter goes on at the clock, not below any member. In a room that has lost its members it is not kept for ever.
-redis.call('SET', REV, digits(counter), 'NX')
-if redis.call('HLEN', META) == 0 then redis.call('PEXPIRE', REV, EMPTY_ROOM_TTL) end
+local function finish()
+  local counter, highest = unpack(redis.call('HMGET', REV, 'counter', 'highest'))
+  if not tonumber(counter) then counter = digits(math.max(now_ms(), tonumber(highest))) end
+  redis.call('DEL', REV)
+  redis.call('SET', REV, counter)
+  redis.call('SET', ORIGIN, digits(now_ms()), 'PX', ORIGIN_TTL) -- members may be lost with a key of another type
+  if redis.call('HLEN', META) == 0 then redis.call('PEXPIRE', REV, EMPTY_ROOM_TTL) end
+end
+
+local mending = redis.call('TYPE', REV).ok == 'hash' and redis.call('HGET', REV, 'mends')
+local kinds = { 'hash', 'hash', 'zset', mending and 'hash' or 'string', 'set', 'string' }
+if held then kinds[#KEYS] = 'zset' end
+local spoilt = false
+for i = 1, #KEYS do
+  local deleted = ensure_type(KEYS[i], kinds[i] or 'hash')
+  spoilt = spoilt or deleted and kinds[i]
+end
+if spoilt then
+  begin(mending and redis.call('HGET', REV, 'counter') or not mending and redis.call('GET', REV))
+elseif not mending then
+  return { 'ok' }
+end
+local mends, cursor, highest = unpack(redis.call('HMGET', REV, 'mends', 'cursor', 'highest'))
+if mends == 'metas' then
+  if not read_metas(cursor, tonumber(highest)) then return { 'more' } end
+  cursor = '0'
+end
+if not read_seen(cursor) then return { 'more' } end
+finish()
+return { 'ok' }

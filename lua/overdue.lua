@@ -2,17 +2,20 @@
 --
 -- KEYS    as in room.lua
 -- ARGV    1 lookback in ms, 2 how many connections at most
--- RETURNS {TIME in ms, last heartbeat in ms of the most silent connection ('' = empty room), connection, …}
+-- RETURNS {TIME in ms, last heartbeat in ms of the most silent connection ('' = empty room), 'more' when it is to be called
+--         again at once, else '', connection, …}
+
+local AHEAD = 500 -- heartbeats in the future that are set right in one step
 
 local lookback, limit = tonumber(ARGV[1]), ARGV[2]
 
+stored_revision() -- fails while the room is being mended
 local now = now_ms()
 -- A heartbeat in the future, from before the clock fell back, counts as one of now.
-for _, conn in ipairs(redis.call('ZRANGEBYSCORE', LAST_SEEN, '(' .. digits(now), '+inf')) do
-  redis.call('ZADD', LAST_SEEN, digits(now), conn)
-end
+local ahead = redis.call('ZRANGEBYSCORE', LAST_SEEN, '(' .. digits(now), '+inf', 'LIMIT', 0, AHEAD)
+for _, conn in ipairs(ahead) do redis.call('ZADD', LAST_SEEN, digits(now), conn) end
 local oldest = redis.call('ZRANGE', LAST_SEEN, 0, 0, 'WITHSCORES')
-local answer = { digits(now), oldest[2] or '' }
+local answer = { digits(now), oldest[2] or '', #ahead == AHEAD and 'more' or '' }
 for _, conn in ipairs(redis.call('ZRANGEBYSCORE', LAST_SEEN, '-inf', digits(now - lookback), 'LIMIT', 0, limit)) do
   answer[#answer + 1] = conn
 end

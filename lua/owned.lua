@@ -1,17 +1,18 @@
--- Finds the connections of a node in a room.
+-- Finds the connections of a node in a part of a room.
 --
 -- KEYS    as in room.lua
--- ARGV    1 node
--- RETURNS {TIME in ms, connection, epoch, connection, epoch, …}
+-- ARGV    1 node, 2 where to go on, '0' = at the beginning, 3 members that are read in one step
+-- RETURNS {TIME in ms, where to go on, '0' = nowhere, connection, epoch, connection, epoch, …}
 
-local node = ARGV[1]
+local node, cursor, limit = ARGV[1], ARGV[2], ARGV[3]
 
-local answer = { digits(now_ms()) }
-local all = redis.call('HGETALL', META)
-for i = 1, #all, 2 do
-  local epoch, _, owner = string.match(all[i + 1], META_PATTERN)
+stored_revision() -- fails while the room is being mended
+local part = redis.call('HSCAN', META, cursor, 'COUNT', limit)
+local answer, metas = { now_text(), part[1] }, part[2]
+for i = 1, #metas, 2 do
+  local epoch, _, owner = string.match(metas[i + 1], META_PATTERN)
   if owner == node then
-    answer[#answer + 1] = all[i]
+    answer[#answer + 1] = metas[i]
     answer[#answer + 1] = epoch
   end
 end
