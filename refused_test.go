@@ -17,6 +17,7 @@ type redisRefusal struct {
 	path       string // of the URL
 	do, undo   []string
 	singleOnly bool // a cluster has one database
+	anybody    bool // the node has no login
 }
 
 var redisRefusals = []redisRefusal{
@@ -24,6 +25,7 @@ var redisRefusals = []redisRefusal{
 	{name: "switched off", do: []string{"ACL SETUSER app off"}, undo: []string{"ACL SETUSER app on"}},
 	{name: "select refused", path: "/1", do: []string{"ACL SETUSER app -select"}, undo: []string{"ACL SETUSER app +select"}, singleOnly: true},
 	{name: "every command refused", do: []string{"ACL SETUSER app -@all"}, undo: []string{"ACL SETUSER app +@all"}},
+	{name: "a password wanted", do: []string{"CONFIG SET requirepass hush"}, undo: []string{"CONFIG SET requirepass "}, anybody: true},
 	{name: "scripts refused", do: []string{"ACL SETUSER app -evalsha -eval -hget -zscan -exists"}, undo: []string{"ACL SETUSER app +@all"}},
 }
 
@@ -63,7 +65,7 @@ func (s *appServers) tell(commands ...string) {
 	for _, admin := range s.admin {
 		for _, command := range commands {
 			var words []any
-			for _, word := range strings.Fields(command) {
+			for word := range strings.SplitSeq(command, " ") {
 				words = append(words, word)
 			}
 			must(s.t, admin.Do(context.Background(), words...).Err()) // also in a clean-up
@@ -76,7 +78,7 @@ func (s *appServers) refuse(r redisRefusal) {
 	s.t.Helper()
 	s.t.Cleanup(func() { s.tell(r.undo...) })
 	s.tell(r.do...)
-	s.tell("CLIENT KILL USER app")
+	s.tell("CLIENT KILL TYPE normal", "CLIENT KILL TYPE pubsub") // not the one that says so
 }
 
 // eachRefusal runs the test with every refusal on a server and on a cluster, each with servers of its own.
@@ -91,7 +93,11 @@ func eachRefusal(t *testing.T, body func(t *testing.T, s *appServers, r redisRef
 			if cluster {
 				name = "cluster/" + r.name
 			}
-			t.Run(name, func(t *testing.T) { body(t, &appServers{t, s.nodes, s.url + r.path, s.admin}, r) })
+			url := s.url + r.path
+			if r.anybody {
+				url = s.nodes[0].url
+			}
+			t.Run(name, func(t *testing.T) { body(t, &appServers{t, s.nodes, url, s.admin}, r) })
 		}
 	}
 }
