@@ -45,8 +45,12 @@ func main() {
 	if len(os.Args) > 1 {
 		os.Exit(tell(os.Args[1:], os.Stdout, os.Stderr))
 	}
-	signals := make(chan os.Signal, 2)
+	signal.Ignore(syscall.SIGPIPE) // a log that nobody reads any more must not end the process
+	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, syscall.SIGTERM, os.Interrupt)
+	if !signal.Ignored(syscall.SIGHUP) { // as nohup has it
+		signal.Notify(signals, syscall.SIGHUP)
+	}
 	redis.SetLogger(redisLog{})
 	os.Exit(run(os.Environ(), os.Stderr, signals))
 }
@@ -61,7 +65,8 @@ func tell(args []string, out, complaints io.Writer) (exitCode int) {
 	return exitSettings
 }
 
-// run is the program. It ends after the first signal, at once after the second.
+// run is the program. It ends after the first signal, at once after the second, unless that is a SIGHUP: a terminal that
+// closes may send several.
 func run(environ []string, out io.Writer, signals <-chan os.Signal) (exitCode int) {
 	config, warnings, errs := loadConfig(environ)
 	_, bad := newAuthority(config, slog.Default())
@@ -75,40 +80,38 @@ func run(environ []string, out io.Writer, signals <-chan os.Signal) (exitCode in
 	if len(errs) > 0 {
 		return exitSettings
 	}
-	log := newLogger(out, config)
-	slog.SetDefault(log)
+	log := newLogs(out, config)
+	defer log.close()
+	slog.SetDefault(log.Logger)
 	for _, warning := range warnings {
 		log.Warn("setting", "warning", warning)
 	}
 	if !config.CollectorGiven {
 		defer leaveGarbage()()
 	}
-	n, err := startNode(config, log)
+	n, err := startNode(config, log.Logger)
 	if err != nil {
-		fmt.Fprintln(out, "presence:", err)
+		fmt.Fprintln(log.queue, "presence:", err)
 		return exitFailure
 	}
 	log.Info("listening", "address", n.listener.Addr().String(), "version", version)
-	log.Info("stopping", "signal", (<-signals).String())
+	first := <-signals
+	log.Info("stopping", "signal", first.String())
 	stopped := make(chan struct{})
 	go func() {
 		defer close(stopped)
 		n.stop()
 	}()
-	select {
-	case <-stopped:
-		return exitOK
-	case <-signals:
-		return exitFailure
+	for {
+		select {
+		case <-stopped:
+			return exitOK
+		case again := <-signals:
+			if again != syscall.SIGHUP {
+				return exitFailure
+			}
+		}
 	}
-}
-
-func newLogger(out io.Writer, config Config) *slog.Logger {
-	options := &slog.HandlerOptions{Level: config.LogLevel}
-	if config.LogFormat == "json" {
-		return slog.New(slog.NewJSONHandler(out, options))
-	}
-	return slog.New(slog.NewTextHandler(out, options))
 }
 
 // node is one running server.
@@ -201,6 +204,7 @@ func (n *node) wire(config Config) {
 		connections: func() int { return len(n.sockets.all()) },
 		hosted:      func() (rooms, members int) { return n.hub.size() },
 		refusals:    func() map[string]int64 { return n.handlers.refusals.all() },
+		lostLines:   lostLinesOf(n.log).all,
 	})
 	var onChange func(string, []Change)
 	if config.WebhookURL != "" {

@@ -374,7 +374,7 @@ func TestTheBinary(t *testing.T) {
 			t.Errorf("exit code %d", code)
 		}
 	})
-	for name, stop := range map[string]os.Signal{"SIGTERM": syscall.SIGTERM, "SIGINT": os.Interrupt} {
+	for name, stop := range map[string]os.Signal{"SIGTERM": syscall.SIGTERM, "SIGINT": os.Interrupt, "SIGHUP": syscall.SIGHUP} {
 		t.Run(name, func(t *testing.T) {
 			p := startProcess(t, binary, "PORT=0", "REDIS_URL="+miniRedis(t).url, "PRESENCE_DRAIN_MS=0")
 			dialUser(t, p.address()).join("home", "ann", "{}")

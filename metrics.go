@@ -43,6 +43,7 @@ type gauges struct {
 	connections func() int
 	hosted      func() (rooms, members int)
 	refusals    func() map[string]int64 // by code
+	lostLines   func() map[string]int64 // of the log, by reason
 }
 
 func newMetrics(g gauges) *metrics {
@@ -75,8 +76,9 @@ func (m *metrics) registerGauges(g gauges) {
 	built := prometheus.NewGauge(prometheus.GaugeOpts{Namespace: "presence", Name: "build_info", Help: "Always 1.",
 		ConstLabels: prometheus.Labels{"version": version, "goversion": b.goVersion, "revision": b.revision}})
 	built.Set(1)
-	m.registry.MustRegister(built, refusalCollector{
-		desc: prometheus.NewDesc("presence_refusals_total", "What was refused, by code.", []string{"code"}, nil), counts: g.refusals})
+	m.registry.MustRegister(built,
+		outsideCounters{prometheus.NewDesc("presence_refusals_total", "What was refused, by code.", []string{"code"}, nil), g.refusals},
+		outsideCounters{prometheus.NewDesc("presence_log_lines_lost_total", "Lines of the log that were not written, by reason.", []string{"reason"}, nil), g.lostLines})
 	gauge(m.registry, "connections", "Clients that are connected to this node.", g.connections)
 	gauge(m.registry, "rooms", "Rooms with a member on this node.", func() int { rooms, _ := g.hosted(); return rooms })
 	gauge(m.registry, "members", "Members on this node: a client in two rooms is two.", func() int { _, members := g.hosted(); return members })
@@ -105,17 +107,17 @@ func counters[K ~string](r *prometheus.Registry, name, help, label string, value
 	return all
 }
 
-// refusalCollector shows counters that are kept elsewhere.
-type refusalCollector struct {
+// outsideCounters shows counters that are kept elsewhere, by their label.
+type outsideCounters struct {
 	desc   *prometheus.Desc
 	counts func() map[string]int64
 }
 
-func (c refusalCollector) Describe(out chan<- *prometheus.Desc) { out <- c.desc }
+func (c outsideCounters) Describe(out chan<- *prometheus.Desc) { out <- c.desc }
 
-func (c refusalCollector) Collect(out chan<- prometheus.Metric) {
-	for code, n := range c.counts() {
-		out <- prometheus.MustNewConstMetric(c.desc, prometheus.CounterValue, float64(n), code)
+func (c outsideCounters) Collect(out chan<- prometheus.Metric) {
+	for label, n := range c.counts() {
+		out <- prometheus.MustNewConstMetric(c.desc, prometheus.CounterValue, float64(n), label)
 	}
 }
 
