@@ -18,15 +18,16 @@
  * @property {string} connId
  * @property {string} userId
  * @property {State} state
- * @property {number} lastSeenMs  milliseconds since 1970
  * @property {number} epoch
  * @property {number} rev  the room's revision when it was so
  *
  * @typedef {"all" | "batch" | "count" | "none"} Mode  how to be told of a room: of each change at once, of those of a
  *   while together, only of how many there are, or not at all
  *
+ * @typedef {string | number | bigint} Id  a number counts as its digits
+ *
  * @typedef {object} RoomWish
- * @property {string} roomId
+ * @property {Id} roomId
  * @property {Mode} [events]  "all" if missing; with "count" and "none" the view has no members
  * @property {number} [limit]  so many members at once, 1 to 1000: the others are loaded page by page; all if missing
  *
@@ -56,7 +57,7 @@
  * @typedef {object} Refusal
  * @property {string} code   stable, see the server's error codes
  * @property {string} error  a sentence for a person
- * @property {boolean} retrying  it is tried again by itself
+ * @property {boolean} retrying  what was refused is tried again by itself
  *
  * @typedef {"joining" | "joined" | "offline" | "expired" | "refused" | "kicked" | "left"} Status  for those who watch,
  *   "joined" means that the view is live, and "left" that they have stopped
@@ -64,7 +65,7 @@
  * @typedef {object} Listeners
  * @property {(change: any) => void} change  a Change, or a UserChange, after the view has changed
  * @property {(status: Status) => void} status
- * @property {(refusal: Refusal) => void} error  the server refused a request
+ * @property {(refusal: Refusal) => void} error  the server refused a request, or it cannot be sent
  *
  * @typedef {import("socket.io-client").Socket} Socket
  */
@@ -74,76 +75,78 @@ const UNANSWERED = 2; // so many times in a row, and the connection counts as de
 const PATCH_EVERY_MS = 50; // patches in between are sent together
 const FIRST_RETRY_MS = 500;
 const LAST_RETRY_MS = 15_000;
-const USERS_AT_ONCE = 100; // in one request, which must not be too long
+const LONGEST_PERIOD_MS = 3_600_000; // between heartbeats; a timer holds at most 2^31 - 1 ms
+const USERS_AT_ONCE = 100; // in one request
+const MESSAGE_BYTES = 65_536; // what a server takes that announces no limit
+const MESSAGE_FRAME_BYTES = 16; // of a message, beside the name and the payload of its event
+const STATE_LEVELS = 1000; // socket.io-client looks through a payload by recursion
 
 /** Refusals that repeating does not mend. */
 const HOPELESS = new Set(["invalid_payload", "state_too_large", "unauthorized", "forbidden"]);
+/** Refusals that the state may be to blame for. */
+const BAD_STATE = new Set(["invalid_payload", "state_too_large"]);
 
-/** @type {WeakMap<Socket, Map<string, RoomView>>} */
-const roomsOfSockets = new WeakMap();
-/** @type {WeakMap<Socket, Map<string, number>>} how many watch each user */
-const usersOfSockets = new WeakMap();
-
-/** @template V  @param {WeakMap<Socket, Map<string, V>>} ofSockets  @param {Socket} socket  @returns {Map<string, V>} */
-function of(ofSockets, socket) {
-  let map = ofSockets.get(socket);
-  if (!map) ofSockets.set(socket, (map = new Map()));
-  return map;
-}
+/** The modes, each tells more than those before it.
+ * @type {Mode[]} */
+const MODES = ["none", "count", "batch", "all"];
 
 /**
- * Joins a room, again after each reconnection, until `leave` is called. A socket may be in several rooms.
+ * Joins a room, again after each reconnection, until `leave` is called. A socket may be in several rooms. Who joins a room
+ * that the socket is in already shares that membership, which ends with the last of them: the state given is a patch then,
+ * and of two modes the one that tells more counts.
  *
  * @param {Socket} socket  connected or not
- * @param {RoomWish & { userId: string, state?: State }} wish
+ * @param {RoomWish & { userId: Id, state?: State }} wish
  * @returns {Room}
+ * @throws {Error} if the socket is in the room as another user, or watches it
  */
 export function joinRoom(socket, wish) {
-  return new Room(socket, wish);
+  const { rooms } = keeperOf(socket);
+  const there = rooms.get(idOf(wish.roomId));
+  if (!there) return new Room(new Membership(socket, wish));
+  if (!(there instanceof Membership) || there.userId !== idOf(wish.userId)) throw taken(there);
+  there.widen(wish);
+  there.begin(wish.state);
+  return new Room(there);
 }
 
 /**
  * Shows a room without being in it, again after each reconnection, until `stop` is called. A room that the socket is in
- * has its view already.
+ * has its view already. Who watches a room that the socket watches already shares that, as with `joinRoom`.
  *
  * @param {Socket} socket  connected or not
  * @param {RoomWish} wish
  * @returns {WatchedRoom}
+ * @throws {Error} if the socket is in the room
  */
 export function watchRoom(socket, wish) {
-  return new WatchedRoom(socket, wish);
+  const { rooms } = keeperOf(socket);
+  const there = rooms.get(idOf(wish.roomId));
+  if (!there) return new WatchedRoom(new Watch(socket, wish));
+  if (!(there instanceof Watch)) throw taken(there);
+  there.widen(wish);
+  return new WatchedRoom(there);
+}
+
+/** @param {RoomView} view */
+function taken({ roomId }) {
+  return new Error(`this socket is in room ${roomId} already, as another user, or watches it`);
 }
 
 /**
  * Shows whether users are online, in whatever rooms they are, again after each reconnection, until `stop` is called.
  *
  * @param {Socket} socket  connected or not
- * @param {Iterable<string>} [userIds]  more may be added later
+ * @param {Iterable<Id>} [userIds]  more may be added later
  * @returns {WatchedUsers}
  */
 export function watchUsers(socket, userIds = []) {
   return new WatchedUsers(socket, userIds);
 }
 
-/** Something that is asked of the server anew on each connection, until it is over. At most one request is under way. */
-class Standing {
-  #over = false;
-  /** @type {object | undefined} */
-  #request; // the one under way; answers to others are too late
-  #unanswered = 0; // in a row
-  #next = { at: Infinity, wait: 0 }; // when to speak again
-  /** @type {ReturnType<typeof setTimeout> | undefined} */
-  #timer;
+/** Something that has listeners. */
+class Teller {
   #listeners = { change: new Set(), status: new Set(), error: new Set() };
-  /** @type {Array<() => void>} */
-  #subscriptions = [];
-  /** @protected */ _failures = 0; // in a row
-
-  /** @param {Socket} socket */
-  constructor(socket) {
-    /** @protected */ this._socket = socket;
-    /** @type {Status} */ this.status = "offline";
-  }
 
   /**
    * Calls the listener until the function that is returned is called.
@@ -158,6 +161,41 @@ class Standing {
     return () => this.#listeners[name].delete(listener);
   }
 
+  // What a listener throws is its own affair.
+  /** @param {keyof Listeners} name  @param {any} news */
+  _tell(name, news) {
+    for (const listener of [...this.#listeners[name]]) {
+      try {
+        listener(news);
+      } catch (error) {
+        queueMicrotask(() => {
+          throw error;
+        });
+      }
+    }
+  }
+}
+
+/** Something that is asked of the server anew on each connection, until it is over. At most one request is under way. */
+class Standing extends Teller {
+  #over = false;
+  /** @type {object | undefined} */
+  #request; // the one under way; answers to others are too late
+  #unanswered = 0; // in a row
+  #next = { from: now(), wait: Infinity }; // when to speak again
+  /** @type {ReturnType<typeof setTimeout> | undefined} */
+  #timer;
+  /** @type {Array<() => void>} */
+  #subscriptions = [];
+  /** @protected */ _failures = 0; // in a row
+
+  /** @param {Socket} socket */
+  constructor(socket) {
+    super();
+    /** @protected */ this._socket = socket;
+    /** @type {Status} */ this.status = "offline";
+  }
+
   // What the kinds of it do: say what is due, forget what was true of the last connection, take back what was not
   // answered, and forget everything.
   /** @protected */ _speak() {}
@@ -170,6 +208,7 @@ class Standing {
   /** @protected */
   _begin() {
     const { document } = globalThis;
+    keeperOf(this._socket).add(this);
     this._listen(this._socket, "connect", () => this.#connected());
     this._listen(this._socket, "disconnect", () => this.#disconnected());
     this._listen(this._socket, "presence:expired", () => this._become("expired"));
@@ -181,9 +220,7 @@ class Standing {
 
   /** @protected  @param {any} source  @param {string} name  @param {(...args: any[]) => void} listener */
   _listen(source, name, listener) {
-    const [on, off] = source.addEventListener ? ["addEventListener", "removeEventListener"] : ["on", "off"];
-    source[on](name, listener);
-    this.#subscriptions.push(() => source[off](name, listener));
+    this.#subscriptions.push(listen(source, name, listener));
   }
 
   #connected() {
@@ -195,18 +232,26 @@ class Standing {
   }
 
   #disconnected() {
-    clearTimeout(this.#timer);
+    this.#stopWaiting();
     this.#request = undefined;
     this._reset();
     if (this.status !== "expired") this._become("offline");
+  }
+
+  /** The server does not let the socket connect.
+   * @param {Refusal} refusal */
+  shutOut(refusal) {
+    if (refusal.code === "unauthorized") this._become("expired");
+    this._tell("error", refusal);
   }
 
   /** @protected  @param {Status} status  @returns {boolean} whether it was not over yet */
   _end(status) {
     if (this.#over) return false;
     this.#over = true;
-    clearTimeout(this.#timer);
+    this.#stopWaiting();
     for (const unsubscribe of this.#subscriptions.splice(0)) unsubscribe();
+    keeperOf(this._socket).delete(this);
     this.#request = undefined;
     this._reset();
     this.status = status;
@@ -223,24 +268,29 @@ class Standing {
   /** @protected  @param {number} wait  milliseconds; Infinity for never */
   _speakIn(wait) {
     if (this.#over) return;
-    wait = Math.ceil(wait); // fractions would not survive the addition
-    this.#next = { at: Date.now() + wait, wait };
+    this.#next = { from: now(), wait };
     this.#tick();
   }
 
-  #tick = () => {
+  #stopWaiting() {
     clearTimeout(this.#timer);
-    const { at, wait } = this.#next;
-    if (this.#request || at === Infinity || !this._socket.connected) return;
-    const left = at - Date.now();
-    if (left > 0 && left <= wait) this.#timer = setTimeout(this.#tick, left);
-    else this.#due(); // also when the clock was set back
+    this.#timer = undefined;
+  }
+
+  #tick = () => {
+    this.#stopWaiting();
+    const { from, wait } = this.#next;
+    if (this.#request || wait === Infinity || !this._socket.connected) return;
+    const left = wait - since(from);
+    if (left > 0) this.#timer = setTimeout(this.#due, left);
+    else this.#due();
   };
 
-  #due() {
-    this.#next = { at: Infinity, wait: 0 };
+  #due = () => {
+    this.#timer = undefined;
+    this.#next = { from: now(), wait: Infinity };
     this._speak();
-  }
+  };
 
   /**
    * @protected
@@ -250,12 +300,15 @@ class Standing {
    */
   _ask(event, payload, answered) {
     const request = (this.#request = {});
-    this._socket.timeout(ANSWER_WITHIN_MS).emit(event, payload, (/** @type {unknown} */ failure, /** @type {any} */ ack) => {
+    const done = (/** @type {unknown} */ failure, /** @type {any} */ ack) => {
       if (request !== this.#request) return; // of a connection before, or over
       this.#request = undefined;
       if (failure) this.#notAnswered();
       else answered(ack);
-    });
+    };
+    const refusal = refusalOf(this._socket, event, payload);
+    if (refusal) queueMicrotask(() => done(undefined, refusal));
+    else this._socket.timeout(ANSWER_WITHIN_MS).emit(event, payload, done);
   }
 
   // A laptop that wakes up takes an answer that waits for it as late, so one is no proof of a dead connection.
@@ -302,20 +355,6 @@ class Standing {
     this.status = status;
     this._tell("status", status);
   }
-
-  // What a listener throws is its own affair.
-  /** @protected  @param {keyof Listeners} name  @param {any} news */
-  _tell(name, news) {
-    for (const listener of [...this.#listeners[name]]) {
-      try {
-        listener(news);
-      } catch (error) {
-        queueMicrotask(() => {
-          throw error;
-        });
-      }
-    }
-  }
 }
 
 /**
@@ -323,8 +362,10 @@ class Standing {
  * last. An event that is older than that is in it already, and so is a page that is older than an event.
  */
 class RoomView extends Standing {
+  /** @type {Set<SharedView>} */
+  #holders = new Set();
   #hears = false; // the view follows the room's events
-  #folds; // it has members
+  #folds = false; // it has members
   #size = { count: 0, users: 0 }; // as the server said last
   /** @type {Map<string, Member>} */
   #members = new Map();
@@ -335,16 +376,18 @@ class RoomView extends Standing {
   /** @type {{ timer?: ReturnType<typeof setTimeout> } | undefined} */
   #load; // of the next page; answers to others are too late
 
-  /** @param {Socket} socket  @param {RoomWish} wish */
-  constructor(socket, { roomId, events, limit }) {
+  #endEvent;
+
+  /** @param {Socket} socket  @param {RoomWish} wish  @param {string} endEvent  tells the server of the end */
+  constructor(socket, { roomId, events, limit }, endEvent) {
     super(socket);
-    const rooms = of(roomsOfSockets, socket);
-    if (rooms.has(roomId)) throw new Error(`this socket is in room ${roomId} already, or watches it`);
-    rooms.set(roomId, this);
-    this.#folds = events !== "count" && events !== "none";
+    this.#endEvent = endEvent;
+    /** @readonly */ this.roomId = idOf(roomId);
+    keeperOf(socket).rooms.set(this.roomId, this);
     /** @protected what is asked of the server in any case */
-    this._telling = { roomId, events, limit: this.#folds ? limit : 1 };
-    /** @readonly */ this.roomId = roomId;
+    this._telling = telling(this.roomId, events, limit);
+    /** @protected what was asked of it last */
+    this._asked = this._telling;
     /** the revision of the view */ this.rev = 0;
     /** whether pages of it are missing */ this.loading = false;
     this._listen(socket, "presence:event", (event) => this.#heard(event));
@@ -378,6 +421,49 @@ class RoomView extends Standing {
     return this.#folds && !this.loading;
   }
 
+  /** Another one of these is wanted.
+   * @param {SharedView} holder */
+  hold(holder) {
+    this.#holders.add(holder);
+    if (this.#hears) queueMicrotask(() => this.#show(holder));
+    if (this.status === "refused" && !this._busy) this._speakIn(0); // it may be well by now
+  }
+
+  // As it would have been told, had it been the first.
+  /** @param {SharedView} holder */
+  #show(holder) {
+    if (!this.#hears || !this.#holders.has(holder)) return;
+    holder._tell("change", { type: "snapshot" });
+    holder._tell("status", this.status);
+  }
+
+  /** @param {SharedView} holder  @returns {boolean} whether it was the last */
+  release(holder) {
+    this.#holders.delete(holder);
+    return this.#holders.size === 0;
+  }
+
+  /** Ends it for good. It resolves when the server has taken note, or cannot be reached any more.
+   * @returns {Promise<void>} */
+  async quit() {
+    const { _socket: socket, roomId } = this;
+    const isBack = () => keeperOf(socket).rooms.get(roomId)?.constructor === this.constructor;
+    if (this._end("left")) await sayEnd(socket, this.#endEvent, () => (isBack() ? undefined : { roomId }));
+  }
+
+  /** Has the server tell more, where that is asked for.
+   * @param {RoomWish} wish */
+  widen({ events = "all", limit }) {
+    if (MODES.indexOf(events) <= MODES.indexOf(this._telling.events ?? "all")) return;
+    this._telling = telling(this.roomId, events, limit);
+    if (!this._busy && this._socket.connected) this._speakIn(0);
+  }
+
+  /** @param {keyof Listeners} name  @param {any} news */
+  _tell(name, news) {
+    for (const holder of [...this.#holders]) holder._tell(name, news);
+  }
+
   /** Is told of each event that is not older than the view.
    * @protected  @param {PresenceEvent} _event */
   _followed(_event) {}
@@ -390,7 +476,7 @@ class RoomView extends Standing {
 
   /** @protected */
   _forget() {
-    of(roomsOfSockets, this._socket).delete(this.roomId);
+    keeperOf(this._socket).rooms.delete(this.roomId);
     this.#size = { count: 0, users: 0 };
     this.#adopt([], this.rev);
   }
@@ -399,17 +485,18 @@ class RoomView extends Standing {
    * @protected  @param {any} ack */
   _welcome({ snapshot, rev, cursor, count, users }) {
     this.#hears = true;
+    this.#folds = folds(this._asked);
     this.#size = { count, users };
     this.#adopt(this.#folds ? snapshot : [], rev, this.#folds ? cursor : undefined);
   }
 
-  /** @param {Member[]} snapshot  @param {number} rev  @param {string} [cursor] */
+  /** @param {any[]} snapshot  @param {number} rev  @param {string} [cursor] */
   #adopt(snapshot, rev, cursor) {
     this.#stopLoading();
     this.#members.clear();
     this.#users.clear();
     this.#gone.clear();
-    for (const entry of snapshot) this.#put({ ...entry, rev });
+    for (const entry of snapshot) this.#put(memberOf(entry, rev));
     this.rev = rev;
     this.loading = cursor !== undefined;
     if (cursor !== undefined) this.#loadFrom(cursor, 0);
@@ -420,7 +507,7 @@ class RoomView extends Standing {
   #loadFrom(cursor, failures) {
     /** @type {{ timer?: ReturnType<typeof setTimeout> }} */
     const load = (this.#load = {});
-    const { roomId, limit } = this._telling;
+    const { roomId, limit } = this._asked;
     this._socket.timeout(ANSWER_WITHIN_MS).emit("presence:get", { roomId, cursor, limit }, (/** @type {unknown} */ failure, /** @type {any} */ ack) => {
       if (load !== this.#load) return;
       if (ack?.ok) return this.#addPage(ack);
@@ -440,8 +527,9 @@ class RoomView extends Standing {
     for (const entry of snapshot) {
       const known = this.#members.get(entry.connId)?.rev ?? this.#gone.get(entry.connId) ?? -1;
       if (known >= rev) continue;
-      members.push({ ...entry, rev });
-      this.#put({ ...entry, rev });
+      const member = memberOf(entry, rev);
+      members.push(member);
+      this.#put(member);
     }
     this.#size = { count, users };
     if (cursor !== undefined) {
@@ -479,7 +567,7 @@ class RoomView extends Standing {
 
   /** @param {PresenceEvent} event */
   #apply(event) {
-    const { type, connId, userId, state, ts, epoch, rev } = event;
+    const { type, connId, userId, state, epoch, rev } = event;
     this.rev = rev;
     const before = this.#members.get(connId);
     if (before && rev < before.rev) return; // a page came before it
@@ -490,7 +578,7 @@ class RoomView extends Standing {
       this._tell("change", { type, member: before, event });
     } else {
       if (type === "join" && before?.rev === rev && before.epoch === epoch) return; // the snapshot, or a page, has it
-      const member = { connId, userId, state: state ?? {}, lastSeenMs: ts, epoch, rev };
+      const member = { connId, userId, state: state ?? {}, epoch, rev };
       this.#put(member);
       this._tell("change", { type, member, event });
     }
@@ -516,9 +604,28 @@ class RoomView extends Standing {
   }
 }
 
-/** A socket's place in one room, and its view of the room. */
-export class Room extends RoomView {
-  #state; // as it shall be
+/** What is asked of the server of a room in any case.
+ * @param {string} roomId  @param {Mode} [events]  @param {number} [limit] */
+function telling(roomId, events, limit) {
+  return { roomId, events, limit: folds({ events }) ? limit : 1 };
+}
+
+/** Whether a view in this mode has members.
+ * @param {{ events?: Mode }} telling */
+function folds({ events }) {
+  return events !== "count" && events !== "none";
+}
+
+// When somebody was last heard of is not told with each heartbeat, so a view cannot say it.
+/** @param {any} entry  of a snapshot  @param {number} rev  @returns {Member} */
+function memberOf({ lastSeenMs, ...entry }, rev) {
+  return { ...entry, rev };
+}
+
+/** A socket's membership of one room, and its view of the room. */
+class Membership extends RoomView {
+  /** @type {State} */
+  #state = {}; // as it shall be: JSON, as the others will have it
   /** @type {State} */
   #stored = {}; // as the server has it, as far as is known
   /** @type {State | undefined} */
@@ -530,69 +637,93 @@ export class Room extends RoomView {
   /** @type {number | undefined} */
   #epoch;
   #periodMs = 10_000;
-  #sentAt = 0;
+  #sentAt = { steady: -Infinity, wall: -Infinity };
   #draining = false; // the node takes no joins: another one has to be found
-  #leaving = Promise.resolve();
+  #blamed = ""; // the refusal for which the state was dropped, since the last join
 
-  /** Use joinRoom.
+  /**
    * @param {Socket} socket
-   * @param {RoomWish & { userId: string, state?: State }} wish
+   * @param {RoomWish & { userId: Id, state?: State }} wish
    */
-  constructor(socket, { userId, state = {}, ...wish }) {
-    super(socket, wish);
-    /** @readonly */ this.userId = userId;
-    /** @type {string | undefined} the id of this connection in the view */ this.connId = undefined;
-    this.#state = { ...state };
+  constructor(socket, { userId, state, ...wish }) {
+    super(socket, wish, "presence:leave");
+    /** @readonly */ this.userId = idOf(userId);
+    /** @type {string | undefined} */ this.connId = undefined;
+    this.begin(state);
     this._begin();
   }
 
-  /** This connection's own state, with every patch, sent or not.
-   * @returns {Readonly<State>} */
   get state() {
     return this.#state;
   }
 
-  /**
-   * Replaces these keys of the own state. What cannot be sent at once is merged and sent later, offline included.
-   *
-   * @param {State} patch
-   */
+  /** Takes the state that joinRoom is called with. Who called it has no listener yet.
+   * @param {State | null} [state] */
+  begin(state) {
+    const refusal = this.#merge(state);
+    if (refusal) queueMicrotask(() => this.#dropped(refusal));
+  }
+
+  /** @param {State | null} [patch] */
   patch(patch) {
-    this.#state = { ...this.#state, ...patch };
+    const refusal = this.#merge(patch);
+    if (refusal) this.#dropped(refusal);
+  }
+
+  /** @param {State | null} [patch]  @returns {{ code: string, error: string } | undefined} why it cannot be sent */
+  #merge(patch) {
+    try {
+      const said = sayable(patch ?? {});
+      if (Object.keys(said).length > 0) this.#take(said);
+    } catch (error) {
+      return refusalFor(error);
+    }
+  }
+
+  /** @param {State} patch  @throws {Unsendable} */
+  #take(patch) {
+    const state = { ...this.#state, ...patch };
+    checkSize(this._socket, "presence:join", this.#joinPayload(state));
+    this.#state = state;
     this.#pending = { ...this.#pending, ...patch };
     if (this._busy || !this.#isMember || this._failures > 0) return; // it goes with what comes next
     this._speakIn(this.#patchWait());
   }
 
-  /** Leaves the room for good: no timer, no listener and no view remain. It resolves when the server has taken note, or
-   * cannot be reached any more.
-   * @returns {Promise<void>} */
-  leave() {
-    if (this._end("left")) this.#leaving = sayEnd(this._socket, "presence:leave", unlessBack(this._socket, this));
-    return this.#leaving;
+  /** @param {{ code: string, error: string }} refusal  of a state or a patch that is not sent again */
+  #dropped({ code, error }) {
+    this._tell("error", { code, error, retrying: false });
   }
 
   /** @protected */
   _reset() {
     super._reset();
     this.#isMember = this.#draining = this.#removedSince = false;
+    this.#blamed = "";
   }
 
   /** @protected */
   _speak() {
     if (this.#draining) this._reconnect();
-    else if (this.#isMember) this.#heartbeat();
+    else if (this.#isMember && this._asked === this._telling) this.#heartbeat();
     else this.#join();
+  }
+
+  /** @param {State} state */
+  #joinPayload(state) {
+    return { ...this._telling, userId: this.userId, state };
   }
 
   #join() {
     const state = this.#state;
     this.#pending = this.#sent = undefined; // they are in the state
-    this._ask("presence:join", { ...this._telling, userId: this.userId, state }, (ack) => {
+    this._asked = this._telling;
+    this._ask("presence:join", this.#joinPayload(state), (ack) => {
       if (!ack.ok) return this.#joinFailed(ack);
+      this.#blamed = "";
       this.#stored = state;
       this.#epoch = ack.self.epoch;
-      this.#periodMs = ack.ttlMs / 3;
+      this.#periodMs = Math.min(ack.ttlMs / 3, LONGEST_PERIOD_MS);
       this.#isMember = true;
       this.#removedSince = false;
       this.connId = ack.self.connId;
@@ -604,13 +735,32 @@ export class Room extends RoomView {
   /** @param {any} ack */
   #joinFailed(ack) {
     this.#draining = ack.code === "shutting_down";
-    this._failed(ack);
+    if (BAD_STATE.has(ack.code) && this.#goBack()) return this.#joinWithout(ack);
+    if (ack.error !== this.#blamed) return this._failed(ack);
+    this._become("refused"); // it was not for the state, and that has been told
+  }
+
+  // To the state that the server had last, or to none, with what was patched since.
+  /** @returns {boolean} whether that is another one */
+  #goBack() {
+    const before = JSON.stringify(this.#state);
+    if (before === JSON.stringify(this.#stored)) this.#stored = {};
+    this.#state = { ...this.#stored, ...this.#pending };
+    return before !== "{}";
+  }
+
+  /** @param {any} refusal */
+  #joinWithout(refusal) {
+    const told = refusal.error === this.#blamed;
+    this.#blamed = refusal.error;
+    if (!told) this.#dropped(refusal);
+    this._speakIn(0);
   }
 
   #heartbeat() {
     const patchState = (this.#sent = this.#pending);
     this.#pending = undefined;
-    this.#sentAt = Date.now();
+    this.#sentAt = now();
     this.#removedSince = false;
     this._ask("presence:heartbeat", { roomId: this.roomId, epoch: this.#epoch, patchState }, (ack) => {
       if (!ack.ok) return this.#heartbeatFailed(ack);
@@ -632,14 +782,22 @@ export class Room extends RoomView {
         this._become("joining");
         return this._speakIn(0);
       case "invalid_payload":
-      case "state_too_large": // the patch is lost
-        this.#sent = undefined;
-        this.#state = { ...this.#stored, ...this.#pending };
-        return this._refused(ack, this._backOff());
+      case "state_too_large":
+        return this.#patchFailed(ack);
       default:
         this._takeBack();
         this._refused(ack, this._backOff());
     }
+  }
+
+  // The patch is lost, what came after it is not.
+  /** @param {any} ack */
+  #patchFailed(ack) {
+    if (!this.#sent) return this._refused(ack, this._backOff());
+    this.#sent = undefined;
+    this.#state = { ...this.#stored, ...this.#pending };
+    this.#dropped(ack);
+    this._speakIn(this._backOff());
   }
 
   // Whether it was stored is unknown, and repeating it is safe. Later patches win.
@@ -652,13 +810,14 @@ export class Room extends RoomView {
   /** @protected */
   _succeeded() {
     super._succeeded();
+    if (this._asked !== this._telling) return this._speakIn(0);
     // A third of the TTL, less up to a fifth, so that clients who came together do not stay in step.
     const period = this.#periodMs * (1 - Math.random() / 5);
     this._speakIn(this.#pending ? this.#patchWait() : this.#removedSince ? period / 4 : period);
   }
 
   #patchWait() {
-    return Math.max(0, this.#sentAt + PATCH_EVERY_MS - Date.now());
+    return Math.max(0, PATCH_EVERY_MS - since(this.#sentAt));
   }
 
   // When this connection was removed by the server, and not on purpose, a heartbeat brings it back.
@@ -673,32 +832,144 @@ export class Room extends RoomView {
 }
 
 /** A view of a room that the socket is not in. */
-export class WatchedRoom extends RoomView {
-  #stopping = Promise.resolve();
-
-  /** Use watchRoom.
-   * @param {Socket} socket
-   * @param {RoomWish} wish
-   */
+class Watch extends RoomView {
+  /** @param {Socket} socket  @param {RoomWish} wish */
   constructor(socket, wish) {
-    super(socket, wish);
+    super(socket, wish, "presence:unwatch");
     this._begin();
-  }
-
-  /** Ends it for good, as Room.leave does.
-   * @returns {Promise<void>} */
-  stop() {
-    if (this._end("left")) this.#stopping = sayEnd(this._socket, "presence:unwatch", unlessBack(this._socket, this));
-    return this.#stopping;
   }
 
   /** @protected */
   _speak() {
+    this._asked = this._telling;
     this._ask("presence:watch", this._telling, (ack) => {
       if (!ack.ok) return this._failed(ack);
       this._welcome(ack);
       this._succeeded();
+      if (this._asked !== this._telling) this._speakIn(0);
     });
+  }
+}
+
+/** @type {ReadonlyMap<string, any>} */
+const NOBODY = new Map();
+
+/** One of those who share a view. It ends for itself, and with the last of them the view ends. */
+class SharedView extends Teller {
+  #view;
+  /** @type {Promise<void> | undefined} */
+  #ended;
+
+  /** @param {RoomView} view */
+  constructor(view) {
+    super();
+    this.#view = view;
+    view.hold(this);
+  }
+
+  get roomId() {
+    return this.#view.roomId;
+  }
+
+  /** @returns {Status} */
+  get status() {
+    return this.#ended ? "left" : this.#view.status;
+  }
+
+  /** The revision of the view. */
+  get rev() {
+    return this.#view.rev;
+  }
+
+  /** Whether pages of the view are missing. */
+  get loading() {
+    return !this.#ended && this.#view.loading;
+  }
+
+  /** The connections in the room, by connId. It stays as it was last seen while the socket is offline.
+   * @returns {ReadonlyMap<string, Member>} */
+  get members() {
+    return this.#ended ? NOBODY : this.#view.members;
+  }
+
+  /** The users in the room, each with its connections by connId.
+   * @returns {ReadonlyMap<string, ReadonlyMap<string, Member>>} */
+  get users() {
+    return this.#ended ? NOBODY : this.#view.users;
+  }
+
+  /** How many connections are in the room, those included that are not in the view. */
+  get count() {
+    return this.#ended ? 0 : this.#view.count;
+  }
+
+  /** How many users are in the room, those included that are not in the view. */
+  get userCount() {
+    return this.#ended ? 0 : this.#view.userCount;
+  }
+
+  /** @protected  @returns {Promise<void>} */
+  _quit() {
+    if (this.#ended) return this.#ended;
+    if (this.#view.status === "kicked") return Promise.resolve();
+    this.#ended = this.#view.release(this) ? this.#view.quit() : Promise.resolve();
+    this._tell("change", { type: "snapshot" });
+    this._tell("status", "left");
+    return this.#ended;
+  }
+}
+
+/** A socket's place in one room, and its view of the room. */
+export class Room extends SharedView {
+  #membership;
+
+  /** Use joinRoom.
+   * @param {Membership} membership */
+  constructor(membership) {
+    super(membership);
+    this.#membership = membership;
+  }
+
+  get userId() {
+    return this.#membership.userId;
+  }
+
+  /** The id of this connection in the view. */
+  get connId() {
+    return this.#membership.connId;
+  }
+
+  /** This connection's own state as the others will have it, with every patch, sent or not.
+   * @returns {Readonly<State>} */
+  get state() {
+    return this.#membership.state;
+  }
+
+  /**
+   * Replaces these keys of the own state. What cannot be sent at once is merged and sent later, offline included. The patch
+   * is taken as `JSON.stringify` says it. One that it cannot say, that holds binary data, a Map or a Set, or that makes the
+   * state too large, changes nothing but is an `error`.
+   *
+   * @param {State} patch
+   */
+  patch(patch) {
+    if (this.status !== "left") this.#membership.patch(patch);
+  }
+
+  /** Leaves the room for good: no timer, no listener and no view remain. It resolves when the server has taken note, or
+   * cannot be reached any more, and at once while others share the membership.
+   * @returns {Promise<void>} */
+  leave() {
+    return this._quit();
+  }
+}
+
+/** A view of a room that the socket is not in. */
+export class WatchedRoom extends SharedView {
+  /** Ends it for good, as Room.leave does.
+   * @returns {Promise<void>} */
+  stop() {
+    return this._quit();
   }
 }
 
@@ -713,7 +984,7 @@ export class WatchedUsers extends Standing {
 
   /** Use watchUsers.
    * @param {Socket} socket
-   * @param {Iterable<string>} userIds
+   * @param {Iterable<Id>} userIds
    */
   constructor(socket, userIds) {
     super(socket);
@@ -729,17 +1000,17 @@ export class WatchedUsers extends Standing {
   }
 
   /** Watches more users.
-   * @param {...string} userIds */
+   * @param {...Id} userIds */
   add(...userIds) {
     if (this.status === "left") return;
     this.#want(userIds);
     if (!this._busy) this._speakIn(0);
   }
 
-  /** @param {Iterable<string>} userIds */
+  /** @param {Iterable<Id>} userIds */
   #want(userIds) {
-    const counts = of(usersOfSockets, this._socket);
-    for (const user of userIds) {
+    const counts = keeperOf(this._socket).users;
+    for (const user of Array.from(userIds, idOf)) {
       if (this.#wanted.has(user)) continue;
       this.#wanted.add(user);
       counts.set(user, (counts.get(user) ?? 0) + 1);
@@ -747,11 +1018,11 @@ export class WatchedUsers extends Standing {
   }
 
   /** Watches these users no more.
-   * @param {...string} userIds
+   * @param {...Id} userIds
    * @returns {Promise<void>} resolves as Room.leave does */
   async remove(...userIds) {
-    const counts = of(usersOfSockets, this._socket);
-    const known = userIds.filter((user) => this.#wanted.delete(user));
+    const counts = keeperOf(this._socket).users;
+    const known = userIds.map(idOf).filter((user) => this.#wanted.delete(user));
     for (const user of known) {
       const others = (counts.get(user) ?? 1) - 1;
       if (others > 0) counts.set(user, others);
@@ -759,9 +1030,7 @@ export class WatchedUsers extends Standing {
       this.#watched.delete(user);
       this.#online.delete(user);
     }
-    const parts = [];
-    for (let i = 0; i < known.length; i += USERS_AT_ONCE) parts.push(unwatchUsers(this._socket, known.slice(i, i + USERS_AT_ONCE)));
-    await Promise.all(parts);
+    await Promise.all(portions(this._socket, known).map((users) => unwatchUsers(this._socket, users)));
     if (this.status === "refused" && !this._busy) this._speakIn(0); // it may have been one of those
   }
 
@@ -779,8 +1048,8 @@ export class WatchedUsers extends Standing {
 
   /** @protected */
   _speak() {
-    const userIds = [...this.#wanted].filter((user) => !this.#watched.has(user)).slice(0, USERS_AT_ONCE);
-    if (userIds.length === 0) return this._succeeded();
+    const [userIds] = portions(this._socket, [...this.#wanted].filter((user) => !this.#watched.has(user)));
+    if (!userIds) return this._succeeded();
     this._ask("presence:watch", { userIds }, (ack) => {
       if (!ack.ok) return this._failed(ack);
       for (const { userId, online } of ack.users) {
@@ -799,17 +1068,31 @@ export class WatchedUsers extends Standing {
   }
 }
 
-/** @param {Socket} socket  @param {RoomView} view  @returns {() => object | undefined} */
-function unlessBack(socket, { roomId, constructor }) {
-  return () => (of(roomsOfSockets, socket).get(roomId)?.constructor === constructor ? undefined : { roomId });
-}
-
 /** @param {Socket} socket  @param {string[]} users */
 function unwatchUsers(socket, users) {
   return sayEnd(socket, "presence:unwatch", () => {
-    const userIds = users.filter((user) => !of(usersOfSockets, socket).has(user));
+    const userIds = users.filter((user) => !keeperOf(socket).users.has(user));
     return userIds.length > 0 ? { userIds } : undefined;
   });
+}
+
+/** Divides users so that each part fits into a request.
+ * @param {Socket} socket  @param {string[]} users  @returns {string[][]} */
+function portions(socket, users) {
+  /** @type {string[][]} */
+  const parts = [];
+  const room = messageLimit(socket) - 100; // without the rest of the request
+  let left = 0;
+  for (const user of users) {
+    const bytes = bytesOf(user) + 1;
+    if (bytes > left || parts.at(-1)?.length === USERS_AT_ONCE) {
+      parts.push([]);
+      left = room;
+    }
+    parts.at(-1)?.push(user);
+    left -= bytes;
+  }
+  return parts;
 }
 
 /**
@@ -823,7 +1106,7 @@ async function sayEnd(socket, event, payload) {
   const connection = socket.id;
   for (let failures = 0; socket.connected && socket.id === connection; failures++) {
     const said = payload();
-    if (!said) return;
+    if (!said || refusalOf(socket, event, said)) return;
     try {
       const ack = await socket.timeout(ANSWER_WITHIN_MS).emitWithAck(event, said);
       if (ack.ok || ack.code === "unavailable") return; // then the server repeats it by itself
@@ -838,4 +1121,256 @@ async function sayEnd(socket, event, payload) {
  * @param {number} failures */
 function backOff(failures) {
   return Math.min(LAST_RETRY_MS, FIRST_RETRY_MS * 2 ** Math.min(failures, 10)) * (1 - Math.random() / 2);
+}
+
+// What is sent
+
+/** An id as the server takes it. What can be none becomes null, which the server refuses.
+ * @param {unknown} id  @returns {string} */
+function idOf(id) {
+  if (typeof id === "string") return id;
+  return typeof id === "bigint" || Number.isFinite(id) ? String(id) : /** @type {any} */ (null);
+}
+
+/** Something cannot be sent. It has the code that the server's refusal would have. */
+class Unsendable extends Error {
+  /** @param {string} code  @param {string} message */
+  constructor(code, message) {
+    super(message);
+    this.code = code;
+  }
+}
+
+/** @param {any} error  @returns {{ code: string, error: string }} */
+function refusalFor(error) {
+  const code = error instanceof Unsendable ? error.code : "invalid_payload";
+  return { code, error: `it cannot be sent: ${error?.message ?? error}` };
+}
+
+/** Why a request cannot be sent on this connection, if so.
+ * @param {Socket} socket  @param {string} event  @param {object} payload */
+function refusalOf(socket, event, payload) {
+  try {
+    sayable(payload);
+    checkSize(socket, event, payload);
+  } catch (error) {
+    return { ok: false, ...refusalFor(error) };
+  }
+}
+
+/**
+ * A copy of an object as JSON.stringify says it: that is what the others will have.
+ *
+ * @param {object} value
+ * @returns {State}
+ * @throws what JSON.stringify throws, what a toJSON of the object throws, and Unsendable
+ */
+function sayable(value) {
+  const text = JSON.stringify(value, refuseLoss);
+  const said = text === undefined ? undefined : JSON.parse(text);
+  if (typeof said !== "object" || said === null || Array.isArray(said)) throw new Unsendable("invalid_payload", "it is no JSON object");
+  checkLevels(said);
+  return said;
+}
+
+/** Kinds of objects of which JSON.stringify says something else than what is in them, most often "{}". */
+const UNSAYABLE = new Set(["ArrayBuffer", "SharedArrayBuffer", "Blob", "File", "FileList", "Map", "Set", "WeakMap", "WeakSet", "Promise"]);
+
+// Kinds go by name, because an object may come from another frame. A replacer gets what toJSON has made of a value; Node.js'
+// Buffer has one, and is binary data all the same.
+/** @this {any}  @param {string} key  @param {any} value  @throws {Unsendable} */
+function refuseLoss(key, value) {
+  const data = ArrayBuffer.isView(this[key]) ? this[key] : value;
+  const kind = Object.prototype.toString.call(data).slice(8, -1);
+  if (ArrayBuffer.isView(data) || UNSAYABLE.has(kind)) {
+    throw new Unsendable("invalid_payload", `${key === "" ? "it" : JSON.stringify(key)} is a ${kind}, which JSON does not have`);
+  }
+  return value;
+}
+
+/** @param {object} value  @throws {Unsendable} */
+function checkLevels(value) {
+  const isObject = (/** @type {unknown} */ v) => typeof v === "object" && v !== null;
+  /** @type {any[]} */
+  let level = [value];
+  for (let levels = 0; level.length > 0; levels++) {
+    if (levels > STATE_LEVELS) throw new Unsendable("invalid_payload", `it is nested more than ${STATE_LEVELS} levels deep`);
+    level = level.flatMap(Object.values).filter(isObject);
+  }
+}
+
+/** @param {Socket} socket  @param {string} event  @param {any} payload  @throws {Unsendable} */
+function checkSize(socket, event, { state, patchState, ...payload }) {
+  const limit = messageLimit(socket) - MESSAGE_FRAME_BYTES;
+  const rest = bytesOf([event, { ...payload, state: {}, patchState: {} }]);
+  if (rest > limit) throw new Unsendable("invalid_payload", `${rest} bytes are more than the ${limit} that the server takes`);
+  const all = rest + bytesOf(state ?? patchState ?? {});
+  if (all > limit) throw new Unsendable("state_too_large", `${all} bytes are more than the ${limit} that the server takes`);
+}
+
+/** The bytes of a value as JSON, in UTF-8.
+ * @param {unknown} value */
+function bytesOf(value) {
+  return new TextEncoder().encode(JSON.stringify(value)).length;
+}
+
+/** How many bytes a message may have, Infinity as long as no server has been asked. The handshake of Engine.IO announces
+ * it, and socket.io-client keeps it to itself.
+ * @param {Socket} socket  @returns {number} */
+function messageLimit(socket) {
+  const engine = /** @type {any} */ (socket.io.engine);
+  const announced = engine?._maxPayload ?? engine?.maxPayload;
+  if (announced > 0) return announced;
+  return socket.connected ? MESSAGE_BYTES : Infinity;
+}
+
+// Sockets
+
+/** @type {WeakMap<Socket, Keeper>} */
+const keepers = new WeakMap();
+
+/** @param {Socket} socket  @returns {Keeper} */
+function keeperOf(socket) {
+  let keeper = keepers.get(socket);
+  if (!keeper) keepers.set(socket, (keeper = new Keeper(socket)));
+  return keeper;
+}
+
+/** What all that is asked of the server on one socket has in common. It sees to the connection where socket.io-client does
+ * not: when the page is left and shown again, and when the server does not let the socket in. */
+class Keeper {
+  #socket;
+  /** @type {Map<string, RoomView>} */
+  rooms = new Map();
+  /** @type {Map<string, number>} how many watch each user */
+  users = new Map();
+  /** @type {Set<Standing>} */
+  #standings = new Set();
+  /** @type {Array<() => void>} */
+  #subscriptions = [];
+  /** @type {ReturnType<typeof setTimeout> | undefined} */
+  #timer;
+  #failures = 0; // to be let in, in a row
+  #expired = false;
+  #away = false; // the page was left while it was connected
+
+  /** @param {Socket} socket */
+  constructor(socket) {
+    this.#socket = socket;
+  }
+
+  /** @param {Standing} standing */
+  add(standing) {
+    if (this.#standings.size === 0) this.#listen();
+    this.#standings.add(standing);
+  }
+
+  /** @param {Standing} standing */
+  delete(standing) {
+    this.#standings.delete(standing);
+    if (this.#standings.size > 0) return;
+    clearTimeout(this.#timer);
+    for (const unsubscribe of this.#subscriptions.splice(0)) unsubscribe();
+    this.#expired = this.#away = false;
+  }
+
+  #listen() {
+    const on = (/** @type {any} */ source, /** @type {string} */ name, /** @type {(...args: any[]) => void} */ listener) =>
+      this.#subscriptions.push(listen(source, name, listener));
+    on(this.#socket, "connect", () => this.#letIn());
+    on(this.#socket, "connect_error", (error) => this.#shutOut(error));
+    on(this.#socket, "presence:expired", () => (this.#expired = true));
+    on(this.#socket, "disconnect", () => this.#expired && this.#asksAuth && this.#connectLater());
+    if (!("addEventListener" in globalThis)) return;
+    on(globalThis, "pagehide", () => this.#leavePage());
+    on(globalThis, "pageshow", ({ persisted }) => persisted && this.#showPage());
+  }
+
+  #letIn() {
+    clearTimeout(this.#timer);
+    this.#failures = 0;
+    this.#expired = false;
+  }
+
+  // A refusal of the server has a code. What else fails is tried again by socket.io-client.
+  /** @param {Error & { data?: { code?: string } }} error */
+  #shutOut({ message, data }) {
+    const code = data?.code;
+    if (!code) return;
+    const retrying = code === "unauthorized" ? this.#asksAuth : !HOPELESS.has(code);
+    if (retrying) this.#connectLater();
+    for (const standing of [...this.#standings]) standing.shutOut({ code, error: message, retrying });
+  }
+
+  // A function gives a token that is good by now, perhaps. Another one is the application's affair.
+  get #asksAuth() {
+    return typeof this.#socket.auth === "function";
+  }
+
+  #connectLater() {
+    clearTimeout(this.#timer);
+    this.#timer = setTimeout(() => this.#socket.connect(), backOff(this.#failures++));
+  }
+
+  // A page that may be shown again keeps its connection open and answers nothing, and of one that is gone the server may not
+  // learn while it uses polling.
+  #leavePage() {
+    if (!this.#socket.connected) return;
+    this.#away = true;
+    hangUp(this.#socket.io);
+  }
+
+  #showPage() {
+    if (this.#away) this.#socket.connect();
+    this.#away = false;
+  }
+}
+
+/**
+ * Ends the connection at once, also where the page does not live on. It is no goodbye: the server may hold the members back for
+ * a while, as those of every connection that breaks, so that a reload is not seen.
+ *
+ * @param {any} manager  the socket's
+ */
+function hangUp(manager) {
+  const url = pollingURL(manager.engine);
+  if (url) globalThis.navigator?.sendBeacon?.(url, ENGINE_CLOSE);
+  manager.disconnect?.();
+}
+
+const ENGINE_CLOSE = "1";
+
+/** Where a session takes packets by POST, if it began with polling. One whose upgrade has just been under way may not be upgraded
+ * for the server yet, which refuses the packet otherwise.
+ * @param {any} engine  @returns {string | undefined} */
+function pollingURL(engine) {
+  const address = engine?.transport?.uri?.();
+  if (!address) return;
+  const url = new URL(address.replace(/^ws/, "http"));
+  if (!url.searchParams.has("sid")) return;
+  url.searchParams.set("transport", "polling");
+  return url.href;
+}
+
+/** Listens until the function that is returned is called.
+ * @param {any} source  @param {string} name  @param {(...args: any[]) => void} listener  @returns {() => void} */
+function listen(source, name, listener) {
+  const [on, off] = source.addEventListener ? ["addEventListener", "removeEventListener"] : ["on", "off"];
+  source[on](name, listener);
+  return () => source[off](name, listener);
+}
+
+// Time
+
+/** A moment, by the clock that nobody can set, and by the one that goes on while the machine sleeps. */
+function now() {
+  return { steady: performance.now(), wall: Date.now() };
+}
+
+/** The milliseconds since a moment: by the clock that says more, and endless if one was set back meanwhile. Then something is
+ * done too early at most, which does no harm.
+ * @param {{ steady: number, wall: number }} moment */
+function since({ steady, wall }) {
+  const byWall = Date.now() - wall;
+  return byWall < 0 ? Infinity : Math.max(performance.now() - steady, byWall);
 }

@@ -11,8 +11,10 @@ const text = readFileSync(new URL('../../web/presence.js', import.meta.url), 'ut
 const { joinRoom, watchRoom, watchUsers } = await import(`data:text/javascript,${encodeURIComponent(text)}`);
 
 beforeEach(() => {
+  mock.restoreAll();
   mock.timers.reset();
   mock.timers.enable({ apis: ['setTimeout', 'Date'], now: 1_000_000 });
+  mock.method(performance, 'now', () => Date.now());
 });
 
 /** A socket of socket.io-client, as far as the helper knows one. */
@@ -20,6 +22,7 @@ class FakeSocket extends EventEmitter {
   connected = true;
   id = 'c1';
   sent = []; // requests that have no answer yet: { event, payload, answer }
+  connects = 0;
   io = Object.assign(new EventEmitter(), { engine: { closed: 0, close: () => this.io.engine.closed++ } });
 
   timeout(ms) {
@@ -30,7 +33,8 @@ class FakeSocket extends EventEmitter {
           clearTimeout(late);
           done(null, ack);
         };
-        // As it leaves: without what JSON does not have.
+        // As it leaves: without what JSON does not have. Binary data would leave as attachments, which end the connection.
+        assert.ok(!JSON.stringify([payload], (_, value) => (value instanceof Blob || ArrayBuffer.isView(value) ? 'binary' : value)).includes('binary'));
         this.sent.push({ event, payload: JSON.parse(JSON.stringify(payload)), answer });
       },
       emitWithAck: (event, payload) =>
@@ -61,6 +65,10 @@ class FakeSocket extends EventEmitter {
   lose() {
     this.connected = false;
     this.emit('disconnect', 'transport close');
+  }
+
+  connect() {
+    this.connects++;
   }
 
   comeBack(id) {
@@ -156,11 +164,49 @@ test('where timers are throttled the ping of the server brings the heartbeat', (
   socket.request('presence:heartbeat');
 });
 
-test('a clock that is set back does not silence it', () => {
-  const { socket } = joined();
-  mock.timers.setTime(1_000);
-  socket.io.emit('ping');
-  socket.request('presence:heartbeat');
+for (const [name, hours] of [['set back', -1], ['set forward', 1]]) {
+  test(`the wall clock is ${name}: patches, heartbeats and retries come in their time`, () => {
+    mock.timers.reset();
+    mock.timers.enable({ apis: ['setTimeout'] }); // timers go by a clock that nobody sets
+    let wall = 1_000_000_000;
+    mock.method(Date, 'now', () => wall);
+    performance.now.mock.mockImplementation(() => 0); // it may stand still while the machine sleeps
+    const { socket, room } = joined({ ttlMs: 30_000 });
+    room.patch({ a: 2 });
+    socket.request('presence:heartbeat').answer(ok);
+    room.patch({ a: 3 });
+    wall += hours * 3_600_000;
+    room.patch({ a: 4 });
+    assert.ok(untilItSpeaks(socket) <= 60);
+    const { payload, answer } = socket.request('presence:heartbeat');
+    assert.deepEqual(payload.patchState, { a: 4 });
+    answer(ok);
+    wall += hours * 3_600_000;
+    const wait = untilItSpeaks(socket);
+    assert.ok(wait >= 7_900 && wait <= 10_010, `${wait} ms`);
+    socket.request('presence:heartbeat').answer(refusal('unavailable'));
+    wall += hours * 3_600_000;
+    assert.ok(untilItSpeaks(socket) <= 510);
+  });
+}
+
+test('a clock that went on while the machine slept brings the heartbeat, and so does one that was set back', () => {
+  for (const time of [1_000_000 + 60_000, 1_000]) {
+    mock.timers.reset();
+    mock.timers.enable({ apis: ['setTimeout', 'Date'], now: 1_000_000 });
+    const { socket } = joined();
+    mock.timers.reset(); // no timer fires in sleep
+    mock.timers.enable({ apis: ['Date'], now: time });
+    socket.io.emit('ping');
+    socket.request('presence:heartbeat').answer(ok);
+    socket.lose(); // no timer is left
+  }
+});
+
+test('a TTL of weeks makes no storm of heartbeats', () => {
+  const { socket } = joined({ ttlMs: 90 * 24 * 3_600_000 });
+  mock.timers.tick(60_000);
+  socket.idle();
 });
 
 test('patches are merged while one is under way', () => {
@@ -275,12 +321,13 @@ test('a heartbeat that is refused for now is repeated with its patch and the lat
 });
 
 test('a patch that is too large is given up', () => {
-  const { socket, room } = joined();
+  const { socket, room, told } = joined();
   room.patch({ a: 'large' });
   const first = socket.request('presence:heartbeat');
   room.patch({ b: 2 });
   first.answer(refusal('state_too_large'));
   assert.deepEqual(room.state, { a: 1, b: 2 });
+  assert.deepEqual(told.error, [{ code: 'state_too_large', error: 'state_too_large', retrying: false }]);
   untilItSpeaks(socket);
   assert.deepEqual(socket.request('presence:heartbeat').payload.patchState, { b: 2 });
 });
@@ -333,6 +380,176 @@ test('who was kicked stays away', () => {
   welcome(socket);
 });
 
+const deep = (levels) => JSON.parse(`${'{"a":'.repeat(levels)}1${'}'.repeat(levels)}`);
+const circular = () => {
+  const state = { n: {} };
+  state.n.n = state;
+  return state;
+};
+const unsendable = {
+  'a BigInt': () => ({ v: 1n }),
+  'a circular object': circular,
+  'a circle in a list': () => ({ v: [circular()] }),
+  'a toJSON that throws': () => ({ v: { toJSON: () => assert.fail('mine') } }),
+  'a getter that throws': () => ({
+    get v() {
+      throw 'mine'; // anything can be thrown
+    },
+  }),
+  'a Uint8Array': () => ({ v: new Uint8Array(3) }),
+  'a Float64Array in a list': () => ({ v: [1, new Float64Array(3)] }),
+  'a DataView': () => ({ v: new DataView(new ArrayBuffer(3)) }),
+  'an ArrayBuffer': () => ({ v: new ArrayBuffer(3) }),
+  'a Buffer': () => ({ v: Buffer.from('abc') }),
+  'a Blob': () => ({ v: { v: new Blob(['abc']) } }),
+  'a File': () => ({ v: new File(['abc'], 'a') }),
+  'binary data that a toJSON gives': () => ({ v: { toJSON: () => new Uint8Array(3) } }),
+  'a Map': () => ({ v: new Map([[1, 2]]) }),
+  'a Set': () => ({ v: new Set([1]) }),
+  'a list': () => [1],
+  'a text': () => 'abc',
+  'a number': () => 5,
+  'a function': () => () => 5,
+  'a Date': () => new Date(5),
+  'binary data itself': () => new Uint8Array(3),
+  'one nested too deep for socket.io-client': () => deep(4_000),
+  'one nested too deep for JSON': () => {
+    const state = {};
+    for (let i = 0, inner = state; i < 100_000; i++) inner = inner.a = {};
+    return state;
+  },
+  'too much text': () => ({ v: 'a'.repeat(66_000) }),
+  'too many bytes of UTF-8': () => ({ v: '€'.repeat(22_000) }),
+  'too many bytes of text that is escaped': () => ({ v: '\ud800'.repeat(11_000) }),
+};
+
+for (const [name, make] of Object.entries(unsendable)) {
+  const code = name.startsWith('too ') ? 'state_too_large' : 'invalid_payload';
+
+  test(`${name} as a patch is one error, and the member stays`, () => {
+    const { socket, room, told } = joined();
+    socket.io.engine._maxPayload = 65_536;
+    room.patch(make());
+    room.patch({ good: 1 });
+    assert.deepEqual(told.error.map((e) => [e.code, e.retrying, typeof e.error]), [[code, false, 'string']]);
+    const { payload, answer } = socket.request('presence:heartbeat');
+    assert.deepEqual(payload.patchState, { good: 1 });
+    answer(ok);
+    socket.lose();
+    room.patch(make());
+    socket.comeBack('c2');
+    assert.deepEqual(welcome(socket).state, { a: 1, b: 1, good: 1 });
+    assert.deepEqual([room.status, told.error.length, socket.io.engine.closed], ['joined', 2, 0]);
+  });
+
+  test(`${name} as the state of a join is one error, and it joins without`, async () => {
+    const socket = new FakeSocket();
+    const room = joinRoom(socket, { roomId: 'r', userId: 'u', state: make() });
+    const errors = [];
+    room.on('error', (error) => errors.push(error));
+    assert.deepEqual(welcome(socket).state, {});
+    await undefined;
+    assert.deepEqual(errors.map((e) => [e.code, e.retrying]), [[code, false]]);
+    assert.equal(room.status, 'joined');
+  });
+}
+
+test('what JSON can say is sent as JSON says it, and own state and that of the others are the same', () => {
+  const { socket, room, told } = joined();
+  const list = [undefined, () => 1, NaN, { u: undefined, n: 1 }];
+  room.patch({ a: undefined, f: () => 1, s: Symbol('s'), nan: NaN, date: new Date(5), list, nothing: null, boxed: Object('x') });
+  list.push('later');
+  const said = { nan: null, date: '1970-01-01T00:00:00.005Z', list: [null, null, null, { n: 1 }], nothing: null, boxed: 'x' };
+  assert.deepEqual(socket.request('presence:heartbeat').payload.patchState, said);
+  assert.deepEqual(room.state, { a: 1, b: 1, ...said });
+  assert.deepEqual(told.error, []);
+  room.patch({ toJSON: () => ({ __proto__: null, ['__proto__']: 1, '': 2 }) });
+  assert.deepEqual(Object.entries(room.state).slice(-2), [['__proto__', 1], ['', 2]]);
+});
+
+test('a patch that changes no key is none', () => {
+  const { socket, room } = joined();
+  for (const patch of [{ a: undefined }, {}, undefined, null]) room.patch(patch);
+  socket.idle();
+  assert.deepEqual(room.state, { a: 1, b: 1 });
+});
+
+test('the limit is the one that the server announces, in bytes of the whole message', () => {
+  for (const [key, limit] of [['_maxPayload', 1_000], ['maxPayload', 100_000]]) {
+    const { socket, room, told } = joined();
+    socket.io.engine[key] = limit;
+    room.patch({ a: '€'.repeat(limit / 3) });
+    assert.deepEqual(told.error.map(({ code }) => code), ['state_too_large']);
+    room.patch({ a: '€'.repeat(limit / 3 - 60) });
+    const { event, payload, answer } = socket.request('presence:heartbeat');
+    assert.ok(Buffer.byteLength(`42999999${JSON.stringify([event, payload])}`) <= limit);
+    answer(ok);
+    room.patch({ b: '€'.repeat(60) }); // which is too much for the next join
+    assert.deepEqual(told.error.map(({ code }) => code), ['state_too_large', 'state_too_large']);
+  }
+});
+
+test('what was too large when the server had said its limit is dropped then', async () => {
+  const socket = new FakeSocket();
+  Object.assign(socket, { connected: false });
+  const room = joinRoom(socket, { roomId: 'r', userId: 'u', state: { a: 'a'.repeat(5_000) } });
+  const errors = [];
+  room.on('error', ({ code, retrying }) => errors.push([code, retrying]));
+  socket.io.engine._maxPayload = 1_000;
+  socket.comeBack('c1');
+  socket.idle();
+  await undefined;
+  assert.deepEqual(errors, [['state_too_large', false]]);
+  assert.deepEqual(welcome(socket).state, {});
+  assert.equal(room.status, 'joined');
+});
+
+test('what the server refuses of the state at a join is dropped, and what it had before stays', () => {
+  for (const code of ['state_too_large', 'invalid_payload']) {
+    const { socket, room, told } = joined();
+    socket.lose();
+    room.patch({ a: 'large' });
+    socket.comeBack('c2');
+    const join = socket.request('presence:join');
+    room.patch({ c: 3 });
+    join.answer(refusal(code));
+    assert.deepEqual(welcome(socket).state, { a: 1, b: 1, c: 3 });
+    assert.deepEqual(told.error, [{ code, error: code, retrying: false }]);
+    socket.lose(); // now of a server that takes less
+    socket.comeBack('c3');
+    socket.request('presence:join').answer(refusal(code));
+    assert.deepEqual(welcome(socket).state, {});
+    assert.deepEqual([told.error.length, room.status], [2, 'joined']);
+  }
+});
+
+test('a join that is refused without its state as well is one error', () => {
+  const socket = new FakeSocket();
+  const room = joinRoom(socket, { roomId: '', userId: 'u', state: { a: 1 } });
+  const errors = [];
+  room.on('error', ({ code }) => errors.push(code));
+  for (let n = 0; n < 2; n++) socket.request('presence:join').answer(refusal('invalid_payload'));
+  socket.idle();
+  assert.deepEqual([errors, room.status], [['invalid_payload'], 'refused']);
+});
+
+test('nothing else that is sent can break the connection', async () => {
+  const socket = new FakeSocket();
+  const huge = 'x'.repeat(70_000);
+  const errors = [];
+  const minds = (standing) => standing.on('error', ({ code, retrying }) => errors.push([code, retrying]));
+  minds(joinRoom(socket, { roomId: huge, userId: 'u' }));
+  minds(joinRoom(socket, { roomId: 'r', userId: 'u', limit: 1n }));
+  minds(watchRoom(socket, { roomId: 's', limit: new Uint8Array(3) }));
+  const friends = watchUsers(socket, [huge]);
+  minds(friends);
+  await new Promise(setImmediate);
+  socket.idle();
+  assert.deepEqual(errors, Array(4).fill(['invalid_payload', false]));
+  await friends.stop();
+  socket.idle();
+});
+
 test('the end of a token is told', () => {
   const { socket, room } = joined();
   socket.emit('presence:expired');
@@ -340,6 +557,65 @@ test('the end of a token is told', () => {
   assert.equal(room.status, 'expired');
   socket.comeBack('c2');
   assert.equal(room.status, 'joining');
+  mock.timers.tick(60_000);
+  assert.equal(socket.connects, 0, 'a token that is no function is the affair of the application');
+});
+
+const notLetIn = (code) => Object.assign(new Error(`no: ${code}`), { data: { code } });
+
+test('a token that ran out while offline is told, and auth asked anew', () => {
+  const { socket, room, told } = joined();
+  socket.auth = () => {};
+  socket.lose();
+  socket.emit('connect_error', new Error('websocket error')); // socket.io-client goes on by itself
+  mock.timers.tick(60_000);
+  assert.deepEqual([socket.connects, told.error.length, room.status], [0, 0, 'offline']);
+  for (let n = 1; n <= 3; n++) {
+    socket.emit('connect_error', notLetIn('unauthorized'));
+    assert.equal(room.status, 'expired');
+    assert.deepEqual(told.error.at(-1), { code: 'unauthorized', error: 'no: unauthorized', retrying: true });
+    mock.timers.tick(240 * 2 ** (n - 1));
+    assert.equal(socket.connects, n - 1);
+    mock.timers.tick(270 * 2 ** (n - 1));
+    assert.equal(socket.connects, n);
+  }
+  socket.comeBack('c2');
+  welcome(socket);
+  mock.timers.tick(60_000);
+  assert.deepEqual([room.status, socket.connects, told.error.length], ['joined', 3, 3]);
+});
+
+test('a token that ran out while offline and is no function is told', () => {
+  const { socket, room, told } = joined();
+  socket.auth = { token: 'old' };
+  socket.lose();
+  socket.emit('connect_error', notLetIn('unauthorized'));
+  mock.timers.tick(60_000);
+  assert.deepEqual([socket.connects, told.error, room.status], [0, [{ code: 'unauthorized', error: 'no: unauthorized', retrying: false }], 'expired']);
+});
+
+test('a token that runs out while connected is asked for anew where it can be', () => {
+  const { socket } = joined();
+  socket.auth = () => {};
+  socket.emit('presence:expired');
+  socket.lose();
+  mock.timers.tick(510);
+  assert.equal(socket.connects, 1);
+  socket.comeBack('c2');
+  welcome(socket);
+  socket.lose(); // for another reason
+  mock.timers.tick(60_000);
+  assert.equal(socket.connects, 1);
+});
+
+test('a server that lets nobody in for now is asked again, until that is over', () => {
+  const { socket, room, told } = joined();
+  socket.lose();
+  socket.emit('connect_error', notLetIn('unavailable'));
+  assert.deepEqual([room.status, told.error.at(-1).retrying], ['offline', true]);
+  room.leave();
+  mock.timers.tick(60_000);
+  assert.equal(socket.connects, 0);
 });
 
 test('two answers that do not come mean a dead connection', () => {
@@ -356,7 +632,6 @@ test('two answers that do not come mean a dead connection', () => {
 
 test('rooms of one socket do not mix', () => {
   const { socket, room } = joined();
-  assert.throws(() => joinRoom(socket, { roomId: 'r', userId: 'u' }), /already/);
   const other = joinRoom(socket, { roomId: 's', userId: 'u' });
   welcome(socket, { snapshot: [entry('c1', 'u'), entry('z', 'z')], rev: 99 });
   socket.hears({ roomId: 's', type: 'leave', connId: 'z', userId: 'z', state: null, epoch: 1, rev: 100 });
@@ -382,6 +657,165 @@ test('after leave nothing is left', async () => {
   mock.timers.tick(600_000);
   socket.idle();
   assert.deepEqual(told.status, ['joined', 'left']);
+});
+
+/** Another one who joins room r on this socket, and what it is told. */
+function another(socket, wish) {
+  const room = joinRoom(socket, { roomId: 'r', userId: 'u', ...wish });
+  const told = { change: [], status: [], error: [] };
+  for (const name of Object.keys(told)) room.on(name, (news) => told[name].push(news));
+  return { room, told };
+}
+
+test('two who join a room on one socket share a membership, which ends with the last of them', async () => {
+  const { socket, room, told } = joined();
+  const two = another(socket);
+  socket.idle();
+  assert.deepEqual([two.room.status, two.room.connId, view(two.room)], ['joined', 'c1', ['c1 u {}']]);
+  await undefined;
+  assert.deepEqual([two.told.change, two.told.status], [[{ type: 'snapshot' }], ['joined']]);
+  two.room.patch({ a: 2 });
+  const { payload, answer } = socket.request('presence:heartbeat');
+  assert.deepEqual(payload.patchState, { a: 2 });
+  answer(ok);
+  assert.deepEqual(room.state, { a: 2, b: 1 });
+  socket.hears({ type: 'join', connId: 'x', userId: 'x', state: {}, epoch: 1, rev: 11 });
+  assert.deepEqual([told.change.at(-1).type, two.told.change.at(-1).type], ['join', 'join']);
+  const left = room.leave();
+  assert.equal(room.leave(), left);
+  await left;
+  socket.idle();
+  room.patch({ a: 9 });
+  assert.deepEqual([room.status, room.members.size, room.users.size, room.count, room.userCount, told.status.at(-1)], ['left', 0, 0, 0, 0, 'left']);
+  const before = told.change.length;
+  socket.hears({ type: 'leave', connId: 'x', userId: 'x', state: null, epoch: 1, rev: 12 });
+  socket.lose();
+  socket.comeBack('c2');
+  assert.deepEqual(welcome(socket).state, { a: 2, b: 1 });
+  assert.deepEqual([told.change.length, told.status.at(-1), two.told.status.at(-1)], [before, 'left', 'joined']);
+  two.room.leave();
+  socket.request('presence:leave');
+  assert.equal(socket.eventNames().length + socket.io.eventNames().length, 0);
+});
+
+test('who shares a membership may leave in the moment of joining', async () => {
+  const { socket, room } = joined();
+  const two = another(socket);
+  two.room.leave();
+  await undefined;
+  assert.deepEqual([two.told.change.length, two.told.status], [1, ['left']]);
+  socket.idle();
+  assert.equal(room.status, 'joined');
+});
+
+test('a state that is given to a shared membership is a patch', async () => {
+  const { socket, room, told } = joined();
+  another(socket, { state: { b: 2, c: 2 } });
+  const { payload } = socket.request('presence:heartbeat');
+  assert.deepEqual(payload.patchState, { b: 2, c: 2 });
+  assert.deepEqual(room.state, { a: 1, b: 2, c: 2 });
+  const three = another(socket, { state: { v: 1n } });
+  await undefined;
+  assert.deepEqual([told.error.length, three.told.error.length], [1, 1]);
+});
+
+test('a shared membership is of one user, and one that is kicked ends for all', () => {
+  const { socket, room } = joined();
+  assert.throws(() => joinRoom(socket, { roomId: 'r', userId: 'v' }), /already/);
+  assert.throws(() => watchRoom(socket, { roomId: 'r' }), /already/);
+  const two = another(socket);
+  socket.hears({ type: 'leave', connId: 'c1', userId: 'u', state: null, epoch: 7, rev: 11, userConns: 0, reason: 'kicked' });
+  assert.deepEqual([room.status, two.room.status, two.told.status], ['kicked', 'kicked', ['kicked']]);
+  room.leave();
+  assert.equal(room.status, 'kicked');
+  socket.idle();
+});
+
+test('who joins a room anew after a refusal has it tried again', () => {
+  const socket = new FakeSocket();
+  const room = joinRoom(socket, { roomId: 'r', userId: 'u' });
+  socket.request('presence:join').answer(refusal('forbidden'));
+  joinRoom(socket, { roomId: 'r', userId: 'u' });
+  welcome(socket);
+  assert.equal(room.status, 'joined');
+});
+
+test('of two modes the one that tells more counts', () => {
+  const { socket, room } = joined({ wish: { events: 'count' }, count: 5, users: 5 });
+  another(socket, { events: 'none' });
+  socket.idle();
+  another(socket, { events: 'batch', limit: 9 });
+  assert.equal(room.count, 5);
+  const { events, limit, state } = welcome(socket, { snapshot: [entry('c1', 'u'), entry('x', 'x')], rev: 20, epoch: 8, count: 2, users: 2 });
+  assert.deepEqual([events, limit, state, view(room).length, room.count], ['batch', 9, { a: 1, b: 1 }, 2, 2]);
+  another(socket, { events: 'batch' });
+  socket.idle();
+  room.patch({ a: 2 });
+  const heartbeat = socket.request('presence:heartbeat');
+  another(socket); // all, while a request is under way
+  heartbeat.answer(ok);
+  assert.equal(welcome(socket).events, 'all');
+  const offline = new FakeSocket();
+  offline.connected = false;
+  joinRoom(offline, { roomId: 'r', userId: 'u', events: 'none' });
+  joinRoom(offline, { roomId: 'r', userId: 'u', events: 'batch' });
+  offline.comeBack('c1');
+  assert.equal(welcome(offline).events, 'batch');
+});
+
+test('two who watch a room on one socket share that', async () => {
+  const socket = new FakeSocket();
+  const [one, two] = ['count', 'all'].map((events) => watchRoom(socket, { roomId: 'r', events }));
+  for (const events of ['count', 'all']) {
+    const { payload, answer } = socket.request('presence:watch');
+    assert.equal(payload.events, events);
+    answer({ ok: true, snapshot: [entry('x', 'x')], rev: 10, count: 1, users: 1 });
+  }
+  socket.idle();
+  assert.deepEqual([view(one), view(two)], [['x x {}'], ['x x {}']]);
+  await one.stop();
+  socket.idle();
+  assert.deepEqual([one.members.size, two.members.size], [0, 1]);
+  two.stop();
+  socket.request('presence:unwatch');
+});
+
+test('numbers as ids are taken as their digits', () => {
+  const socket = new FakeSocket();
+  const room = joinRoom(socket, { roomId: 7, userId: 42n });
+  assert.equal(joinRoom(socket, { roomId: '7', userId: 42 }).status, 'joining');
+  const { roomId, userId } = welcome(socket, { snapshot: [entry('c1', '42')] });
+  assert.deepEqual([roomId, userId, room.roomId, room.userId], ['7', '42', '7', '42']);
+  socket.hears({ roomId: '7', type: 'join', connId: 'x', userId: 'x', state: {}, epoch: 1, rev: 11 });
+  assert.deepEqual(users(room), { 42: ['c1'], x: ['x'] });
+  room.patch({ a: 1 });
+  assert.equal(socket.request('presence:heartbeat').payload.roomId, '7');
+  const { watched, told } = watching(socket, 5, '5', 6);
+  knows(socket, { 5: true, 6: false });
+  assert.deepEqual(told, ['5 true', '6 false']);
+  watched.remove(5);
+  assert.deepEqual(socket.request('presence:unwatch').payload, { userIds: ['5'] });
+  watchRoom(socket, { roomId: 8 });
+  assert.equal(socket.request('presence:watch').payload.roomId, '8');
+});
+
+test('what can be no id is refused by the server, and not taken for one', () => {
+  const socket = new FakeSocket();
+  for (const id of [undefined, null, NaN, Infinity, true, {}, circular(), [1], Symbol('s'), new Uint8Array(3)]) {
+    const room = joinRoom(socket, { roomId: id, userId: id });
+    const join = socket.request('presence:join');
+    assert.deepEqual([join.payload.roomId, join.payload.userId], [null, null]);
+    join.answer(refusal('invalid_payload'));
+    assert.equal(room.status, 'refused');
+    room.leave();
+    socket.request('presence:leave');
+  }
+});
+
+test('no view says when somebody was last heard of: nobody tells it', () => {
+  const { socket, room } = loading();
+  socket.hears(joins('y', 11));
+  for (const member of room.members.values()) assert.deepEqual(Object.keys(member).sort(), ['connId', 'epoch', 'rev', 'state', 'userId']);
 });
 
 test('a leave that was refused is not repeated where it would do harm', async () => {
@@ -641,6 +1075,24 @@ test('who watches a user that another watches as well does not end that', async 
   mock.timers.tick(510);
   await new Promise(setImmediate);
   socket.idle(); // it is not said any more
+});
+
+test('no request for users is longer than the server takes', async () => {
+  const socket = new FakeSocket();
+  socket.io.engine._maxPayload = 1_000;
+  const ids = Array.from({ length: 100 }, (_, i) => `${'€'.repeat(30)} ${i}`);
+  const { watched } = watching(socket, ...ids);
+  const fits = ({ event, payload }) => assert.ok(Buffer.byteLength(`42999999${JSON.stringify([event, payload])}`) <= 1_000);
+  let requests = 0;
+  for (; socket.sent.length > 0; requests++) {
+    fits(socket.sent[0]);
+    const { payload, answer } = socket.request('presence:watch');
+    answer({ ok: true, users: payload.userIds.map((userId) => ({ userId, online: true })) });
+  }
+  assert.deepEqual([watched.online.size, requests], [100, 12]);
+  watched.stop();
+  socket.sent.forEach(fits);
+  assert.equal(socket.sent.flatMap(({ payload }) => payload.userIds).length, 100);
 });
 
 test('many users are asked for in parts, and a refusal is repeated', () => {
