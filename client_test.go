@@ -113,7 +113,12 @@ func (c *realClients) await(client, what string) []json.RawMessage {
 // hear keeps the next line that the process writes.
 func (c *realClients) hear() {
 	c.t.Helper()
-	line := c.next()
+	c.keep(c.next())
+}
+
+// keep keeps a line that the process has written.
+func (c *realClients) keep(line string) {
+	c.t.Helper()
 	var parts []json.RawMessage
 	var client, what string
 	err := json.Unmarshal([]byte(line), &parts)

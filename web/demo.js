@@ -7,6 +7,7 @@ const SLEEP_MS = 40_000;
 const STOPPED_TYPING_MS = 2_000;
 const SHOWN_PEOPLE = 200;
 const SHOWN_EVENTS = 100;
+const SHOWN_LETTERS = 80; // of what a state says; the page's own field takes no more
 const NAMES = ["Amber", "Basil", "Clover", "Fern", "Hazel", "Iris", "Juniper", "Laurel", "Maple", "Olive", "Rowan", "Sage", "Willow"];
 const STATUS = {
   joining: "joining",
@@ -28,6 +29,19 @@ function element(name, className, text = "") {
   made.className = className;
   made.textContent = text;
   return made;
+}
+
+/** What a member has in its state, as text: others may have put anything there. Nothing is said for "", null and what is missing. */
+function words(value) {
+  const text = typeof value === "string" ? value : value == null ? "" : JSON.stringify(value);
+  const letters = [...text.slice(0, 2 * SHOWN_LETTERS)]; // never half a letter
+  return letters.length > SHOWN_LETTERS ? `${letters.slice(0, SHOWN_LETTERS).join("")}…` : letters.join("");
+}
+
+/** Mood and note of a state, as text. */
+function said({ mood, note }) {
+  const noted = words(note);
+  return { mood: words(mood) || "here", note: noted && `: “${noted}”` };
 }
 
 const count = (n, one, many) => `${n} ${n === 1 ? one : many}`;
@@ -112,7 +126,8 @@ function told({ type, state, userConns, reason }) {
   if (type === "join") return userConns === 1 ? "came" : `has ${count(userConns, "tab", "tabs")} now`;
   if (type === "leave") return `${userConns === 0 ? "left" : `has ${count(userConns, "tab", "tabs")} left`}${reason ? `, ${reason}` : ""}`;
   if (state.typing) return "is typing";
-  return `is ${state.mood}${state.note ? `: “${state.note}”` : ""}`;
+  const { mood, note } = said(state);
+  return `is ${mood}${note}`;
 }
 
 function showEverybody() {
@@ -151,14 +166,14 @@ function newCard(userId) {
 }
 
 function fillCard(card, userId, members) {
-  const latest = members.reduce((a, b) => (b.lastSeenMs > a.lastSeenMs ? b : a));
-  const { mood = "here", note = "" } = latest.state;
+  const latest = members.reduce((a, b) => (b.rev > a.rev || (b.rev === a.rev && b.epoch > a.epoch) ? b : a));
+  const { mood, note } = said(latest.state);
   const typing = members.some(({ state }) => state.typing);
   const tags = [userId === room.userId ? "you" : "", members.length > 1 ? `${members.length} tabs` : ""];
   card.dataset.mood = mood;
   card.querySelector(".tag").textContent = tags.filter(Boolean).join(" · ");
   const says = card.querySelector(".says");
-  says.textContent = typing ? "typing" : note ? `${mood}: “${note}”` : `${mood}`;
+  says.textContent = typing ? "typing" : `${mood}${note}`;
   says.classList.toggle("typing", typing);
 }
 

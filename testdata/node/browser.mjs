@@ -10,17 +10,42 @@ import { chromium } from 'playwright-core';
 
 const tell = (...what) => process.stdout.write(`${JSON.stringify(what)}\n`);
 
-const bundle = readFileSync(new URL('node_modules/socket.io-client/dist/socket.io.min.js', import.meta.url));
+const read = (path) => readFileSync(new URL(path, import.meta.url));
+const scripts = {
+  '/socket.io.min.js': read('node_modules/socket.io-client/dist/socket.io.min.js'),
+  '/presence.js': read('../../web/presence.js'),
+};
+const html = '<!doctype html><title>client</title><script src="/socket.io.min.js"></script>';
+
+/** A page that joins a room by the helper as it is loaded, and says so. The query says which, and how often it is to reload itself,
+ * each time a little later in its life: then the last one says so. */
+const room = `${html}<script type="module">
+  import { joinRoom } from "/presence.js";
+  const { client, url, options, wish, reloads = 0, laterMs } = JSON.parse(new URLSearchParams(location.search).get("of"));
+  const room = (window.room = joinRoom(io(url, options), wish));
+  const reloaded = Number(sessionStorage.reloaded ?? 0);
+  sessionStorage.reloaded = reloaded + 1;
+  if (reloaded < reloads) setTimeout(() => location.reload(), reloaded * laterMs);
+  else room.on("status", (status) => window.tell(client, status, room.connId));
+  addEventListener("pageshow", ({ persisted }) => window.tell(client, "shown", persisted));
+</script>`;
+
 const site = createServer(({ url }, answer) => {
-  const script = url === '/socket.io.min.js';
+  const script = scripts[url];
   answer.setHeader('content-type', script ? 'text/javascript' : 'text/html');
-  answer.end(script ? bundle : '<!doctype html><title>client</title><script src="/socket.io.min.js"></script>');
+  answer.end(script ?? (url.startsWith('/room?') ? room : html));
 });
 await new Promise((listening) => site.listen(0, '127.0.0.1', listening));
 const address = `http://127.0.0.1:${site.address().port}/`;
 
 const args = ['--disable-gpu', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync', '--disable-quic'];
-const browser = await chromium.launch({ executablePath: process.argv[2], headless: true, chromiumSandbox: false, args });
+const browser = await chromium.launch({
+  executablePath: process.argv[2],
+  headless: true,
+  chromiumSandbox: false,
+  args,
+  ignoreDefaultArgs: ['--disable-back-forward-cache'], // playwright's, but people have that cache
+});
 const pages = {};
 
 /** Runs in the page. */
@@ -42,6 +67,20 @@ const commands = {
     await page.exposeFunction('tell', tell);
     await page.goto(address);
     await page.evaluate(openInPage, command);
+  },
+  /** Opens a page that joins a room by the helper. */
+  async visit({ client, ...of }) {
+    const page = (pages[client] = await browser.newPage());
+    await page.exposeFunction('tell', tell);
+    await page.goto(`${address}room?${new URLSearchParams({ of: JSON.stringify({ client, ...of }) })}`);
+  },
+  /** Goes to another page in the same tab. */
+  async goAway({ client }) {
+    await pages[client].goto(address);
+    tell(client, 'away');
+  },
+  async goBack({ client }) {
+    await pages[client].goBack({ waitUntil: 'commit' });
   },
   async emit({ client, event, payload }) {
     await pages[client].evaluate(([client, event, payload]) => window.socket.emit(event, payload, (ack) => tell(client, 'ack', ack)), [client, event, payload]);
