@@ -291,7 +291,7 @@ func (n *node) unready(ctx context.Context) *Error {
 	if n.retiring.Load() {
 		return shuttingDown()
 	}
-	if err := n.redis.Exists(ctx, activeRoomsKey).Err(); err != nil {
+	if err := n.service.takesWrites(ctx); err != nil {
 		return unavailable(err)
 	}
 	if deaf := n.bridge.deafFor(); deaf > lineOverdue {

@@ -671,6 +671,17 @@ func (s *Service) pulse(ctx context.Context, room string) (rev int64, signs loss
 	return answer.int(0), lossSigns{server: answer.text(1), origin: answer.int(2), torn: answer.int(3) == 1}, err
 }
 
+// takesWrites is why Redis refuses what a join writes, nil if it does not: a room's keys, and those of the nodes. It leaves
+// nothing behind.
+func (s *Service) takesWrites(ctx context.Context) error {
+	for _, keys := range [][]string{probeKeys(probeRoom(0)), leaseProbeKeys()} {
+		if _, err := s.call(ctx, s.scripts.probeMore, keys, nil); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // indexRoom makes sure that a reaper looks at the room before a member of it can be overdue for long.
 func (s *Service) indexRoom(ctx context.Context, room string, life time.Duration) error {
 	_, err := s.run(ctx, s.scripts.indexRoom, []string{activeRoomsKey}, room, life.Milliseconds())
@@ -945,6 +956,7 @@ type scripts struct {
 	kick, count, find                                                     *script
 	indexRoom, claimRooms, settleRooms, indexUser, unindexUser, mendIndex *script
 	owned, renewLease, noteRooms, claimNodes, forgetNode, probe           *script
+	probeMore                                                             *script
 }
 
 // scriptKind is the first line of a script: with flags, and for servers before Redis 7.
@@ -995,6 +1007,7 @@ func loadScripts(tell bool) scripts {
 		claimNodes:  loadScript(indexWorks, "zset", "base", "claim_nodes"),
 		forgetNode:  loadScript(deletes, "zset hash", "forget_node"),
 		probe:       loadScript(probes, "", "server", "probe"),
+		probeMore:   loadScript(writes, "", "server", "probe"), // as one that takes memory
 	}
 }
 

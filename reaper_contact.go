@@ -111,15 +111,7 @@ type clusterMasters interface {
 
 // masterOf is the address of the master of a key, by which contact with it is known.
 func (r *reaper) masterOf(ctx context.Context, key string) (address string, err error) {
-	cluster, ok := r.service.rdb.(clusterMasters)
-	if !ok {
-		return "", nil
-	}
-	node, err := cluster.MasterForKey(ctx, key)
-	if err != nil {
-		return "", err
-	}
-	return node.Options().Addr, nil
+	return r.service.masterAddress(ctx, key)
 }
 
 // lostContact ends the contact with a master for both judges.

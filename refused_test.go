@@ -209,3 +209,31 @@ func TestWhileRedisRefusesNobodyIsToldOfAnAnswer_G7(t *testing.T) {
 		assertAgree(t, n.service, room)
 	})
 }
+
+// TestANodeIsNotReadyWhileRedisRefusesWrites, and is soon afterwards.
+func TestANodeIsNotReadyWhileRedisRefusesWrites(t *testing.T) {
+	for name, state := range refusalsOfRedis() {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			p := spawnRedis(t)
+			if state.prepare != nil {
+				state.prepare(t, p)
+			}
+			admin := redis.NewClient(&redis.Options{Addr: p.addr})
+			t.Cleanup(func() { _ = admin.Close() })
+			n := startNodeFor(t, backend{url: asUser("presence", p.url)})
+			ready := func(status int) func() bool {
+				return func() bool { return n.http(t, http.MethodGet, "/readyz").status == status }
+			}
+			eventually(t, 5*time.Second, "ready", ready(http.StatusOK))
+			for _, command := range state.begin {
+				must(t, admin.Do(t.Context(), command...).Err())
+			}
+			eventually(t, 5*time.Second, "not ready", ready(http.StatusServiceUnavailable))
+			for _, command := range state.end {
+				must(t, admin.Do(t.Context(), command...).Err())
+			}
+			eventually(t, 5*time.Second, "ready again", ready(http.StatusOK))
+		})
+	}
+}
