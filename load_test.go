@@ -125,7 +125,10 @@ func (s *testSockets) sendToAll(f frame, batch bool) {
 
 // T9: 200 clients upgrade while events are sent to all of them, and acknowledgements come between: no gap, no disorder.
 func TestT9UpgradesUnderLoad(t *testing.T) {
-	s := startSockets(t, &testApp{}, func(o *socketOptions) { o.MaxUnsentBytes = 64 << 20 })
+	s := startSockets(t, &testApp{}, func(o *socketOptions) {
+		o.MaxUnsentBytes = 64 << 20
+		o.WriteTimeout = time.Minute // most do not poll while the others upgrade
+	})
 	const clients = 200
 	ready := make(chan *pollClient, clients)
 	crowd(clients, func(int) {

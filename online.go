@@ -367,7 +367,7 @@ func (o *onlookers) conclude(w *watched, online bool, p places, why cause, missi
 
 // healing tells whether the user may be about to be put back. o.mu is held.
 func (o *onlookers) healing(w *watched) bool {
-	return time.Since(w.lostAt) < lossPatience || time.Since(time.Unix(0, o.hub.missedAt.Load())) < lossPatience
+	return time.Since(w.lostAt) < lossPatience || o.hub.missedLately()
 }
 
 // tell sends one frame to all who watch the user. o.mu is held.

@@ -89,7 +89,7 @@ type hub struct {
 	heard   int // messages in the batch at work, and when it began; of the bridge's goroutine alone
 	heardAt time.Time
 
-	missedAt atomic.Int64 // Unix time in ns of the last loss of data in any room; 0 = none
+	missedAt atomic.Pointer[time.Time] // of the last loss of data in any room; nil = none
 
 	seated, occupied atomic.Int64 // local members, and rooms that have some
 

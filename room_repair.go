@@ -92,7 +92,7 @@ func (r *room) healOwn() {
 func (r *room) hold() {
 	now := time.Now()
 	r.repair.heldUntil = now.Add(lossPatience)
-	r.hub.missedAt.Store(now.UnixNano())
+	r.hub.missedAt.Store(&now)
 }
 
 // holds tells whether the room may have members that Redis does not have. r.mu is held.
@@ -186,4 +186,10 @@ func (r *room) applyAside(e Event) {
 	stored := r.replica.stored
 	r.apply(e)
 	r.replica.stored = stored
+}
+
+// missedLately tells whether data of a room were lost so lately that its members may not be back yet.
+func (h *hub) missedLately() bool {
+	at := h.missedAt.Load()
+	return at != nil && time.Since(*at) < lossPatience
 }

@@ -46,8 +46,8 @@ type bareMember struct {
 func roomKey(room, name string) string { return "prs:{room:" + room + "}:" + name }
 
 func (m *bareMember) keys() []string {
-	keys := make([]string, 0, 6)
-	for _, name := range []string{"conn_meta", "members", "last_seen", "rev", "conns"} {
+	keys := make([]string, 0, 7)
+	for _, name := range []string{"conn_meta", "members", "last_seen", "rev", "conns", "origin"} {
 		keys = append(keys, roomKey(m.room, name))
 	}
 	return append(keys, m.hash())
