@@ -120,7 +120,7 @@ type testSockets struct {
 func startSockets(t testing.TB, a *testApp, change ...func(*socketOptions)) *testSockets {
 	t.Helper()
 	o := socketOptions{
-		PingInterval: 25 * time.Second, PingTimeout: 20 * time.Second, ConnectTimeout: patience, WriteTimeout: patience,
+		PingInterval: 25 * time.Second, PingTimeout: 20 * time.Second, ConnectTimeout: patience, WriteTimeout: patience, TakeTimeout: patience,
 		MaxMessageBytes: 65536, MaxUnsentBytes: 1 << 20, Origins: []string{"*"}, Logger: slog.New(slog.DiscardHandler),
 		Refusals: &refusals{},
 	}
@@ -601,7 +601,7 @@ func TestUpgrade(t *testing.T) {
 	s := startSockets(t, &testApp{})
 	p := s.poller(t)
 	p.connect()
-	p.send(`421["over polling"]`) // its acknowledgement waits in the engine
+	p.send(`421["over polling"]`) // its acknowledgement waits for a poll
 	c := p.probed()
 	c.send("5")
 	c.want(`431[null]`)
@@ -682,7 +682,7 @@ func TestFailedUpgradesLeaveThePolling(t *testing.T) {
 		})
 		f(c)
 		p.send(`421["` + name + `"]`)
-		for got := "6"; got != `431[null]`; { // the engine hurries polls by a NOOP during a probe
+		for got := "6"; got != `431[null]`; { // during a probe polls are ended by a NOOP
 			if got = p.next(); got != "6" && got != `431[null]` {
 				t.Fatalf("%s: got %q", name, got)
 			}

@@ -225,7 +225,7 @@ func liveHeap() uint64 {
 	return m.HeapAlloc
 }
 
-// T15: a timer of the engine that is stopped before its goroutine waits keeps that, and the session.
+// T15: a session that has ended leaves no timer, which would keep it in memory.
 func TestT15NoTimerOutlivesItsSession(t *testing.T) {
 	for name, c := range map[string]struct {
 		sessions int
@@ -300,7 +300,7 @@ func TestT15NoTimerOutlivesAShortSession(t *testing.T) {
 	s.wantReleased(t, before)
 }
 
-// T16: the library's polling keeps 10 KB of every session for ever.
+// T16: the memory of a polling session that has ended is free.
 func TestT16PollingSessionsAreFreed(t *testing.T) {
 	s := startSockets(t, &testApp{forget: true})
 	const sessions = 2000

@@ -238,6 +238,7 @@ func (n *node) wire(config Config) {
 		PingTimeout:     20 * time.Second,
 		ConnectTimeout:  10 * time.Second,
 		WriteTimeout:    10 * time.Second,
+		TakeTimeout:     30 * time.Second,
 		MaxMessageBytes: config.MaxMessageBytes,
 		MaxUnsentBytes:  config.MaxUnsentBytes,
 		Origins:         config.Origins,

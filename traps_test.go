@@ -458,27 +458,7 @@ func TestT14NoCompression(t *testing.T) {
 	}
 }
 
-// T15: the engine's timers. Sessions in any state have none that could be stopped too early; see also load_test.go.
-func TestT15SessionsHaveNoTimersOfTheEngine(t *testing.T) {
-	s := startSockets(t, &testApp{})
-	for range 20 {
-		s.poller(t).connect()
-		s.poller(t).probed()
-		c := s.poller(t).probed()
-		c.send("5", "40")
-		c.wantPrefix("40")
-	}
-	stacks := make([]byte, 1<<20)
-	eventually(t, patience, "no timer waits", func() bool {
-		now := string(stacks[:runtime.Stack(stacks, true)])
-		if !strings.Contains(now, "presence.(*polled).serve") {
-			t.Fatalf("no session to be seen in\n%s", now)
-		}
-		return !strings.Contains(now, "pkg/utils.SetTimeout") && !strings.Contains(now, "pkg/utils.SetInterval")
-	})
-}
-
-// T17: the engine leaves a poll without an answer that comes when the session was closed or upgraded just now.
+// T17: a poll that comes when the session was closed or upgraded just now gets an answer.
 func TestT17LatePollsAreAnswered(t *testing.T) {
 	for want, change := range map[string]func(p *polled, c *pollClient){
 		"1": func(p *polled, _ *pollClient) { p.client.close() },

@@ -305,7 +305,7 @@ func socketPair(t testing.TB, change func(*socketOptions)) (*webSocket, *net.TCP
 	_ = client.SetDeadline(time.Now().Add(patience))
 	_ = client.(*net.TCPConn).SetReadBuffer(64 << 10)
 	_ = server.(*net.TCPConn).SetWriteBuffer(64 << 10)
-	o := &socketOptions{MaxMessageBytes: 1 << 20, MaxUnsentBytes: 1 << 20, WriteTimeout: patience}
+	o := &socketOptions{MaxMessageBytes: 1 << 20, MaxUnsentBytes: 1 << 20, WriteTimeout: patience, TakeTimeout: patience}
 	change(o)
 	x := &webSocket{}
 	x.init(server, nil, o)
@@ -474,7 +474,7 @@ type plainConn struct{ net.Conn }
 func TestOutboxWithoutADescriptor(t *testing.T) {
 	server, client := net.Pipe()
 	x := &webSocket{}
-	x.init(plainConn{server}, nil, &socketOptions{MaxMessageBytes: 1000, WriteTimeout: patience})
+	x.init(plainConn{server}, nil, &socketOptions{MaxMessageBytes: 1000, WriteTimeout: patience, TakeTimeout: patience})
 	const n, size = 100, 1000
 	for _, f := range numbered(n, size) {
 		x.send(f)
