@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"log/slog"
+	"math"
 	"net/url"
 	"slices"
 	"strconv"
@@ -38,6 +39,7 @@ type Config struct {
 	RateBurst                int // at least 1 where there is a rate
 	MaxMessageBytes          int
 	MaxUnsentBytes           int
+	MaxUnsentTotalBytes      int // 0 = a quarter of the memory that the process may use
 	MaxConnections           int // 0 = no limit
 	MaxConnectionsPerAddress int // 0 = no limit
 
@@ -197,6 +199,7 @@ func settings() []setting {
 		integer("PRESENCE_RATE_BURST", 100, 0, many, func(c *Config) *int { return &c.RateBurst }),
 		integer("PRESENCE_MAX_MESSAGE_BYTES", 65536, 256, 64*mebibyte, func(c *Config) *int { return &c.MaxMessageBytes }),
 		integer("PRESENCE_MAX_UNSENT_BYTES", mebibyte, 1, 1024*mebibyte, func(c *Config) *int { return &c.MaxUnsentBytes }),
+		withoutDefault(integer("PRESENCE_MAX_UNSENT_TOTAL_BYTES", 0, 1, math.MaxInt, func(c *Config) *int { return &c.MaxUnsentTotalBytes })),
 		integer("PRESENCE_MAX_CONNECTIONS", 0, 0, many, func(c *Config) *int { return &c.MaxConnections }),
 		integer("PRESENCE_MAX_CONNECTIONS_PER_ADDRESS", 0, 0, many, func(c *Config) *int { return &c.MaxConnectionsPerAddress }),
 		{name: "PRESENCE_ORIGINS", defaultText: "*", allowed: "* or a comma-separated list of origins such as https://example.org:8443", set: setOrigins},
@@ -234,6 +237,12 @@ func integer(name string, initial, low, high int, field func(*Config) *int) sett
 			return true
 		},
 	}
+}
+
+// withoutDefault is a setting whose default is not a constant: its field stays as it is.
+func withoutDefault(s setting) setting {
+	s.defaultText = ""
+	return s
 }
 
 // milliseconds is a duration from low to high, without a default if that is "".

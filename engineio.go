@@ -43,6 +43,7 @@ type socketOptions struct {
 	TakeTimeout     time.Duration // for a client to accept all that waits for it at one moment
 	MaxMessageBytes int           // one message, or one polling body
 	MaxUnsentBytes  int           // waiting for one client; one message alone may be larger; 0 = any number
+	Unsent          *unsent       // counts what waits for all clients; nil = it is not counted
 	Origins         []string      // allowed in the Origin header; "*" = all
 	Logger          *slog.Logger
 
@@ -114,6 +115,7 @@ func (s *sockets) close() {
 		c.close()
 	}
 	s.running.Wait()
+	s.Unsent.close()
 }
 
 // enter registers a new connection, and its sid if it polls, unless there may be none any more.

@@ -591,7 +591,7 @@ func TestPollingClosedByClient(t *testing.T) {
 	if status, body := (&pollClient{t: t, s: s, sid: c.sid}).post("1"); status != http.StatusOK || body != "ok" {
 		t.Errorf("CLOSE is answered with %d %q", status, body)
 	}
-	if body := <-open; body != "1" && !strings.Contains(body, `"code":1`) {
+	if body := <-open; body != "6" && !strings.Contains(body, `"code":1`) {
 		t.Errorf("the open poll is answered with %q", body)
 	}
 	s.awaitUnknown(t, c)

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -241,6 +242,7 @@ func (n *node) wire(config Config) {
 		TakeTimeout:     30 * time.Second,
 		MaxMessageBytes: config.MaxMessageBytes,
 		MaxUnsentBytes:  config.MaxUnsentBytes,
+		Unsent:          newUnsent(cmp.Or(config.MaxUnsentTotalBytes, unsentTotal(memoryLimit()))),
 		Origins:         config.Origins,
 		Logger:          n.log,
 		Admit:           gate.admit,

@@ -113,6 +113,13 @@ func (p *polled) queue(f frame) (mustFlush bool) {
 	return mustFlush
 }
 
+// held gives the bytes that wait for the client.
+func (p *polled) held() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.unsent
+}
+
 // tooSlow closes a client that does not take what is sent to it.
 func (p *polled) tooSlow() {
 	p.sockets.Refusals.add(refusedSlow)
@@ -130,6 +137,7 @@ func (p *polled) hold(f frame) bool {
 	default:
 		p.unsent += n
 		p.waiting = append(p.waiting, f)
+		p.sockets.Unsent.add(p, f)
 		if p.open == nil && p.stalled == nil && p.unsent > 0 {
 			p.stalled = time.AfterFunc(p.sockets.WriteTimeout, p.checkStalled)
 		}
@@ -207,6 +215,7 @@ func (p *polled) shutWith(kind byte, why closeError) {
 	defer p.mu.Unlock()
 	if p.state == pollOnly || p.state == pollProbing {
 		p.endPoll(kind)
+		p.forget(p.waiting)
 		p.state, p.waiting = pollClosed, nil
 		p.resume()
 		p.ended(why)
@@ -264,13 +273,19 @@ func (p *polled) await() []frame {
 func (p *polled) deliver(w http.ResponseWriter, answer []frame) {
 	err := p.write(w, answer)
 	p.mu.Lock()
-	for _, f := range answer {
-		p.unsent -= messageBytes(f)
-	}
+	p.forget(answer)
 	done := err != nil || p.final && p.unsent == 0
 	p.mu.Unlock()
 	if done {
 		p.client.close()
+	}
+}
+
+// forget takes frames back from what waits for the client. Call it under mu.
+func (p *polled) forget(frames []frame) {
+	for _, f := range frames {
+		p.unsent -= messageBytes(f)
+		p.sockets.Unsent.remove(p, f)
 	}
 }
 
@@ -461,6 +476,7 @@ func (p *polled) switchTo(x *webSocket) error {
 		x.queue(f)
 	}
 	x.flush()
+	p.forget(p.waiting)
 	p.state, p.waiting = pollUpgraded, nil
 	p.resume()
 	if p.final {

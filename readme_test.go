@@ -289,7 +289,7 @@ func settingRows(t *testing.T, files map[string]*ast.File) (rows []string) {
 			}
 		}
 	}
-	derived := map[string]string{"PRESENCE_REAPER_LOOKBACK_MS": "2 × PRESENCE_TTL_MS"}
+	derived := map[string]string{"PRESENCE_MAX_UNSENT_TOTAL_BYTES": "a quarter of the memory", "PRESENCE_REAPER_LOOKBACK_MS": "2 × PRESENCE_TTL_MS"}
 	for _, s := range settings() {
 		initial := cmp.Or(s.defaultText, derived[s.name], "none")
 		rows = append(rows, s.name+" | "+initial+" | "+yesOrNotYet(read[fieldOf(t, s)]))

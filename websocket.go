@@ -141,7 +141,7 @@ func (x *webSocket) init(conn net.Conn, early []byte, o *socketOptions) {
 		from = io.MultiReader(bytes.NewReader(early), from)
 	}
 	x.in = frameReader{in: bufio.NewReaderSize(from, readBuffer), max: o.MaxMessageBytes, state: ws.StateServerSide}
-	x.outbox = outbox{conn: conn, limit: o.MaxUnsentBytes, timeout: o.WriteTimeout}
+	x.outbox = outbox{conn: conn, limit: o.MaxUnsentBytes, timeout: o.WriteTimeout, take: o.TakeTimeout, total: o.Unsent}
 	x.raw = rawConn(conn) // without one, a goroutine writes
 	x.attempt = x.writeOnce
 }
@@ -313,12 +313,16 @@ type outbox struct {
 	attempt func(fd uintptr) bool // writeOnce, bound once: a write then allocates nothing
 	limit   int                   // bytes that may wait, 0 = any number
 	timeout time.Duration         // for the client to accept a byte
+	take    time.Duration         // for the client to accept all that waits at one moment
+	total   *unsent               // counts what the kernel did not take
 
-	mu       sync.Mutex // a leaf: nothing is locked under it
+	mu       sync.Mutex // only that of unsent is locked under it
 	queued   [][]byte   // the first one may be partly written
 	bytes    int        // in queued
 	promised bool       // somebody is going to flush
 	draining chan struct{}
+	mark     int       // bytes of the queue that the client has to accept
+	markBy   time.Time // by then
 	deadline time.Time // of all that is queued, once no more is accepted
 	ended    bool      // no more frames are accepted
 	gone     bool      // the connection is closed
@@ -349,6 +353,9 @@ func (o *outbox) queue(f frame) bool {
 	}
 	o.queued = append(o.queued, f)
 	o.bytes += len(f)
+	if o.draining != nil {
+		o.total.add(o, f)
+	}
 	first := !o.promised && o.draining == nil
 	o.promised = o.promised || first
 	return first
@@ -376,6 +383,8 @@ func (o *outbox) write() {
 	}
 	if len(o.queued) > 0 {
 		o.draining = make(chan struct{})
+		o.total.add(o, o.queued...)
+		o.setMark()
 		go o.drain(o.draining)
 	}
 }
@@ -401,11 +410,15 @@ func (o *outbox) writeOnce(fd uintptr) bool {
 func (o *outbox) taken(n int) {
 	o.bytes -= n
 	done := 0
+	o.mark -= n
 	for done < len(o.queued) && n >= len(o.queued[done]) {
 		n -= len(o.queued[done])
-		o.queued[done] = nil
 		done++
 	}
+	if o.draining != nil {
+		o.total.remove(o, o.queued[:done]...)
+	}
+	clear(o.queued[:done])
 	switch {
 	case done < len(o.queued):
 		o.queued = o.queued[done:]
@@ -415,14 +428,34 @@ func (o *outbox) taken(n int) {
 	default:
 		o.queued = nil
 	}
+	if o.draining != nil && o.mark <= 0 {
+		o.setMark()
+	}
 }
 
-// drain waits for the kernel to take the rest. A client that accepts no byte for the timeout is cut.
+// setMark gives the client its time for all that waits now. Call it under mu.
+func (o *outbox) setMark() { o.mark, o.markBy = o.bytes, time.Now().Add(o.take) }
+
+// held gives the bytes that wait for the client.
+func (o *outbox) held() int {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.bytes
+}
+
+// tooSlow closes a client that does not take what is sent to it.
+func (o *outbox) tooSlow() { o.cut(errTooSlow) }
+
+// drain waits for the kernel to take the rest. A client is cut that accepts no byte for the timeout, or has not accepted
+// all that waited at one moment when its time for that is over.
 func (o *outbox) drain(done chan struct{}) {
 	defer close(done)
 	for {
 		err := o.push()
 		o.mu.Lock()
+		if errors.Is(err, os.ErrDeadlineExceeded) && !o.ended {
+			err = errTooSlow
+		}
 		if err != nil || o.cause != nil {
 			o.kill(err)
 		}
@@ -441,7 +474,7 @@ func (o *outbox) push() error {
 	o.mu.Lock()
 	deadline := o.deadline
 	if deadline.IsZero() {
-		deadline = time.Now().Add(o.timeout)
+		deadline = earlier(time.Now().Add(o.timeout), o.markBy)
 	}
 	_ = o.conn.SetWriteDeadline(deadline)
 	o.mu.Unlock()
@@ -521,6 +554,9 @@ func (o *outbox) kill(cause error) {
 		o.cause = cause
 	}
 	o.ended, o.gone = true, true
+	if o.draining != nil {
+		o.total.remove(o, o.queued...)
+	}
 	o.queued, o.bytes = nil, 0
 	_ = o.conn.Close()
 }
