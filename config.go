@@ -202,7 +202,7 @@ func settings() []setting {
 		withoutDefault(integer("PRESENCE_MAX_UNSENT_TOTAL_BYTES", 0, 1, math.MaxInt, func(c *Config) *int { return &c.MaxUnsentTotalBytes })),
 		integer("PRESENCE_MAX_CONNECTIONS", 0, 0, many, func(c *Config) *int { return &c.MaxConnections }),
 		integer("PRESENCE_MAX_CONNECTIONS_PER_ADDRESS", 0, 0, many, func(c *Config) *int { return &c.MaxConnectionsPerAddress }),
-		{name: "PRESENCE_ORIGINS", defaultText: "*", allowed: "* or a comma-separated list of origins such as https://example.org:8443", set: setOrigins},
+		{name: "PRESENCE_ORIGINS", defaultText: "*", allowed: "* or a comma-separated list of origins such as https://example.org:8443, null or file://", set: setOrigins},
 		secret(text("PRESENCE_JWT_SECRET", func(c *Config) *string { return &c.JWTSecret })),
 		text("PRESENCE_JWT_PUBLIC_KEY_FILE", func(c *Config) *string { return &c.JWTPublicKeyFile }),
 		text("PRESENCE_JWKS_FILE", func(c *Config) *string { return &c.JWKSFile }),
@@ -337,34 +337,14 @@ func setLogLevel(c *Config, value string) bool {
 func setOrigins(c *Config, value string) bool {
 	c.Origins = nil
 	for element := range strings.SplitSeq(value, ",") {
-		origin, ok := parseOrigin(strings.TrimSpace(element))
-		if !ok {
-			return false
+		origin := strings.TrimSpace(element)
+		if origin != "*" {
+			var ok bool
+			if origin, ok = parseOrigin(origin); !ok {
+				return false
+			}
 		}
 		c.Origins = append(c.Origins, origin)
 	}
 	return true
-}
-
-// parseOrigin gives the form in which a browser sends the origin (RFC 6454,
-// section 6.1): lower case, and no port that is the default of its scheme.
-func parseOrigin(text string) (string, bool) {
-	if text == "*" {
-		return text, true
-	}
-	text = strings.ToLower(text)
-	u, err := url.Parse(text)
-	if err != nil || u.Hostname() == "" || strings.Contains(u.Host, "*") || u.Scheme+"://"+u.Host != text {
-		return "", false
-	}
-	if !strings.HasSuffix(u.Host, ":"+u.Port()) {
-		return text, true
-	}
-	if n, err := strconv.ParseUint(u.Port(), 10, 16); err != nil || n == 0 {
-		return "", false
-	}
-	if u.Scheme == "http" && u.Port() == "80" || u.Scheme == "https" && u.Port() == "443" {
-		text = strings.TrimSuffix(text, ":"+u.Port())
-	}
-	return text, true
 }

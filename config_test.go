@@ -227,7 +227,12 @@ func TestConfigOrigins(t *testing.T) {
 		{"a.example", nil},
 		{"localhost:3000", nil},
 		{"https://a.example,", nil},
-		{"null", nil},
+		{"null,FILE://", []string{"null", "file://"}},
+		{"wss://a.example:443,ws://a.example:80", []string{"wss://a.example", "ws://a.example"}},
+		{"http://[::1]:80", []string{"http://[::1]"}},
+		{"file://host/path", nil},
+		{"file:", nil},
+		{"https://a.example:0x50", nil},
 	} {
 		c, _, errs := loadConfig([]string{"PRESENCE_ORIGINS=" + tc.value})
 		if tc.want == nil && len(errs) != 1 || tc.want != nil && !slices.Equal(c.Origins, tc.want) {

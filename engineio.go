@@ -44,7 +44,7 @@ type socketOptions struct {
 	MaxMessageBytes int           // one message, or one polling body
 	MaxUnsentBytes  int           // waiting for one client; one message alone may be larger; 0 = any number
 	Unsent          *unsent       // counts what waits for all clients; nil = it is not counted
-	Origins         []string      // allowed in the Origin header; "*" = all
+	Origins         []string      // allowed in the Origin header, as parseOrigin returns them; "*" = all
 	Logger          *slog.Logger
 
 	// Admit, if there is one, is asked before every handshake. It returns what to call when the connection is over, or the
@@ -189,7 +189,7 @@ func (f *refusal) write(w http.ResponseWriter) {
 
 // ServeHTTP answers every request for the path of Socket.IO.
 func (s *sockets) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if !s.allowOrigin(w.Header(), r.Header.Get("Origin")) {
+	if !s.allowOrigin(w.Header(), r) {
 		s.Refusals.add(refusedOrigin)
 		refuseWith(http.StatusForbidden, 4, "Forbidden").write(w)
 		return
@@ -214,22 +214,6 @@ func (s *sockets) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	default:
 		p.post(w, r)
 	}
-}
-
-// allowOrigin holds for polling, WebSocket and upgrade alike. A request without Origin comes from no browser.
-func (s *sockets) allowOrigin(answer http.Header, origin string) bool {
-	switch {
-	case origin == "":
-	case slices.Contains(s.Origins, "*"):
-		answer.Set("Access-Control-Allow-Origin", "*")
-	case slices.Contains(s.Origins, origin):
-		answer.Set("Access-Control-Allow-Origin", origin)
-		answer.Set("Access-Control-Allow-Credentials", "true") // for the cookie of a load balancer
-		answer.Set("Vary", "Origin")
-	default:
-		return false
-	}
-	return true
 }
 
 // check looks at a request as Engine.IO prescribes. It returns the session that a sid names, nil for a handshake.
