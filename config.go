@@ -38,6 +38,7 @@ type Config struct {
 	RatePerSecond            int // 0 = no limit
 	RateBurst                int // at least 1 where there is a rate
 	MaxMessageBytes          int
+	MaxPollBytes             int
 	MaxUnsentBytes           int
 	MaxUnsentTotalBytes      int // 0 = a quarter of the memory that the process may use
 	MaxConnections           int // 0 = no limit
@@ -90,6 +91,9 @@ func loadConfig(environ []string) (c Config, warnings []string, errs []error) {
 	if c.ReaperLookback == 0 {
 		c.ReaperLookback = 2 * c.TTL
 	}
+	if given["PRESENCE_MAX_POLL_BYTES"] == "" {
+		c.MaxPollBytes = max(c.MaxPollBytes, c.MaxMessageBytes)
+	}
 	warnings = append(warnings, c.oddities()...)
 	if c.RatePerSecond > 0 {
 		c.RateBurst = max(c.RateBurst, 1)
@@ -136,6 +140,7 @@ func (c *Config) oddities() (warnings []string) {
 		{c.RatePerSecond > 0 && c.RateBurst == 0, "PRESENCE_RATE_BURST is 0 although there is a rate: 1 is used"},
 		{c.RateBurst > 0 && c.RateBurst < c.RatePerSecond, "PRESENCE_RATE_BURST is below PRESENCE_RATE_PER_SECOND: evenly spaced events only"},
 		{c.MaxStateBytes >= c.MaxMessageBytes, "PRESENCE_MAX_STATE_BYTES does not fit into PRESENCE_MAX_MESSAGE_BYTES: the largest states cannot be sent"},
+		{c.MaxPollBytes < c.MaxMessageBytes, "PRESENCE_MAX_POLL_BYTES is below PRESENCE_MAX_MESSAGE_BYTES: the largest messages cannot be sent by polling"},
 		{c.MaxConnections > 0 && c.MaxConnectionsPerAddress > c.MaxConnections, "PRESENCE_MAX_CONNECTIONS_PER_ADDRESS is above PRESENCE_MAX_CONNECTIONS: it never applies"},
 		{sources > 1, "more than one of PRESENCE_JWT_SECRET, PRESENCE_JWT_PUBLIC_KEY_FILE and PRESENCE_JWKS_FILE is set: tokens of each are accepted"},
 		{sources == 0 && c.JWTIssuer != "", "PRESENCE_JWT_ISSUER is set without a key: authentication is off"},
@@ -198,6 +203,7 @@ func settings() []setting {
 		integer("PRESENCE_RATE_PER_SECOND", 50, 0, many, func(c *Config) *int { return &c.RatePerSecond }),
 		integer("PRESENCE_RATE_BURST", 100, 0, many, func(c *Config) *int { return &c.RateBurst }),
 		integer("PRESENCE_MAX_MESSAGE_BYTES", 65536, 256, 64*mebibyte, func(c *Config) *int { return &c.MaxMessageBytes }),
+		integer("PRESENCE_MAX_POLL_BYTES", mebibyte, 256, 64*mebibyte, func(c *Config) *int { return &c.MaxPollBytes }),
 		integer("PRESENCE_MAX_UNSENT_BYTES", mebibyte, 1, 1024*mebibyte, func(c *Config) *int { return &c.MaxUnsentBytes }),
 		withoutDefault(integer("PRESENCE_MAX_UNSENT_TOTAL_BYTES", 0, 1, math.MaxInt, func(c *Config) *int { return &c.MaxUnsentTotalBytes })),
 		integer("PRESENCE_MAX_CONNECTIONS", 0, 0, many, func(c *Config) *int { return &c.MaxConnections }),

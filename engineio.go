@@ -41,7 +41,8 @@ type socketOptions struct {
 	ConnectTimeout  time.Duration // for Socket.IO's CONNECT, and for an upgrade
 	WriteTimeout    time.Duration // for a client to accept a byte, to poll, or to hand over a polling body
 	TakeTimeout     time.Duration // for a client to accept all that waits for it at one moment
-	MaxMessageBytes int           // one message, or one polling body
+	MaxMessageBytes int           // one message
+	MaxPollBytes    int           // one polling body, of several messages
 	MaxUnsentBytes  int           // waiting for one client; one message alone may be larger; 0 = any number
 	Unsent          *unsent       // counts what waits for all clients; nil = it is not counted
 	Origins         []string      // allowed in the Origin header, as parseOrigin returns them; "*" = all
@@ -156,14 +157,16 @@ func (s *sockets) leave(c *client, cause error, release func()) {
 }
 
 func (s *sockets) newClient(r *http.Request, l link) *client {
-	return &client{id: newID(), addr: r.RemoteAddr, app: s.app, log: s.Logger, link: l}
+	return &client{id: newID(), addr: r.RemoteAddr, bearer: strings.Clone(bearerToken(r.Header)), app: s.app, log: s.Logger, link: l}
 }
 
 // await gives a new client its time to connect.
 func (s *sockets) await(c *client) {
-	c.begin(s.ConnectTimeout, func() {
-		s.Refusals.add(refusedLate)
-		c.closeFor(errLate)
+	c.begin(func() *time.Timer {
+		return time.AfterFunc(s.ConnectTimeout, func() {
+			s.Refusals.add(refusedLate)
+			c.closeFor(errLate)
+		})
 	})
 }
 

@@ -71,7 +71,7 @@ func (h *handlers) connect(c *client, auth []byte) (p peer, refusal []byte) {
 		return conn, nil
 	}
 	var refused *Error
-	h.workers.do(func() { conn.grant, refused = h.identify(auth) })
+	h.workers.do(func() { conn.grant, refused = h.identify(c, auth) })
 	if refused != nil {
 		h.refusals.add(string(refused.Code))
 		return nil, refused.connectError()
@@ -80,13 +80,13 @@ func (h *handlers) connect(c *client, auth []byte) (p peer, refusal []byte) {
 	return conn, nil
 }
 
-// identify reads the auth object of a client.
-func (h *handlers) identify(auth []byte) (*grant, *Error) {
+// identify reads the token of a client from its auth object, or else from the header of its handshake.
+func (h *handlers) identify(c *client, auth []byte) (*grant, *Error) {
 	token, err := decodeAuth(auth)
 	if err != nil {
 		return nil, unauthorized(err.Message)
 	}
-	return h.tokens.check(token)
+	return h.tokens.check(cmp.Or(token, c.bearer))
 }
 
 // broadcast sends an application event to the clients of this node that are in one of the rooms, or to all if none is

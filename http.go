@@ -131,9 +131,17 @@ func (w *web) answer(at route, out http.ResponseWriter, r *http.Request) {
 
 // authorized compares digests, so that the time it takes tells nothing of the key, its length included.
 func (w *web) authorized(r *http.Request) bool {
-	scheme, key, _ := strings.Cut(r.Header.Get("Authorization"), " ")
-	given, wanted := sha256.Sum256([]byte(strings.TrimSpace(key))), sha256.Sum256([]byte(w.apiKey))
-	return subtle.ConstantTimeCompare(given[:], wanted[:]) == 1 && strings.EqualFold(scheme, "Bearer")
+	given, wanted := sha256.Sum256([]byte(bearerToken(r.Header))), sha256.Sum256([]byte(w.apiKey))
+	return subtle.ConstantTimeCompare(given[:], wanted[:]) == 1
+}
+
+// bearerToken is the token of a request's Authorization header (RFC 6750, section 2.1), "" without one.
+func bearerToken(h http.Header) string {
+	scheme, token, _ := strings.Cut(h.Get("Authorization"), " ")
+	if !strings.EqualFold(scheme, "Bearer") {
+		return ""
+	}
+	return strings.TrimSpace(token)
 }
 
 // healthz tells that the process lives.

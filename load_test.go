@@ -199,7 +199,7 @@ func TestChurn(t *testing.T) {
 				return
 			}
 			if i%2 == 0 {
-				_, _ = conn.Write(masked(true, ws.OpText, "41"))
+				_, _ = conn.Write(append(masked(true, ws.OpText, "41"), masked(true, ws.OpText, "1")...))
 				_, _ = io.Copy(io.Discard, conn)
 			}
 			_ = conn.Close()
@@ -264,6 +264,7 @@ func (s *testSockets) liveAndEnd(t *testing.T, x talker, i int) {
 		x.say("1")
 	case 1:
 		x.say("41")
+		x.say("1")
 	case 2:
 		x.say("no packet")
 	case 3:
@@ -313,7 +314,7 @@ func TestT16PollingSessionsAreFreed(t *testing.T) {
 				return
 			}
 			c := p.probed()
-			c.send("5", "41")
+			c.send("5", "41", "1")
 			c.closed()
 			_ = c.conn.Close()
 		})

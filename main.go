@@ -241,6 +241,7 @@ func (n *node) wire(config Config) {
 		WriteTimeout:    10 * time.Second,
 		TakeTimeout:     30 * time.Second,
 		MaxMessageBytes: config.MaxMessageBytes,
+		MaxPollBytes:    config.MaxPollBytes,
 		MaxUnsentBytes:  config.MaxUnsentBytes,
 		Unsent:          newUnsent(cmp.Or(config.MaxUnsentTotalBytes, unsentTotal(memoryLimit()))),
 		Origins:         config.Origins,

@@ -316,7 +316,7 @@ func TestADisconnectWithoutRedisIsMadeGood_G5(t *testing.T) {
 		room := uniqueRoom(t)
 		witness, u := startNodeFor(t, b).member(t, room, "witness", "{}"), n.member(t, room, "ann", "{}")
 		rdb.meets("", refuse)
-		u.send("41")
+		u.send("41", "1")
 		u.closed()
 		rdb.recover()
 		if e := witness.sees(EventLeave, u.id); e.Reason != string(ReasonDisconnected) {

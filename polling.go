@@ -1,20 +1,16 @@
 package main
 
 import (
-	"bytes"
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"slices"
 	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
-	"unicode/utf8"
 )
 
 // pollPiece is how many bytes of an answer are written under one deadline.
@@ -45,6 +41,7 @@ type polled struct {
 	waiting []frame      // for the next poll, in order
 	open    chan []frame // takes the answer of the poll that is open; nil = none is, or its answer is on its way
 	unsent  int          // bytes of messages that wait, or are in an answer on its way
+	left    bool         // the client has closed the session
 	final   bool         // closes when unsent is 0
 	stalled *time.Timer  // runs while messages wait and no poll comes
 	socket  *webSocket   // beside polling, or instead of it
@@ -207,14 +204,11 @@ func (p *polled) finish(why closeError) {
 	}
 }
 
-func (p *polled) shut(why closeError) { p.shutWith(packetClose, why) }
-
-// shutWith closes the session, and answers an open poll with a packet of the kind.
-func (p *polled) shutWith(kind byte, why closeError) {
+func (p *polled) shut(why closeError) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.state == pollOnly || p.state == pollProbing {
-		p.endPoll(kind)
+		p.endPoll(p.goodbye())
 		p.forget(p.waiting)
 		p.state, p.waiting = pollClosed, nil
 		p.resume()
@@ -223,6 +217,23 @@ func (p *polled) shutWith(kind byte, why closeError) {
 	if p.socket != nil {
 		p.socket.shut(why) // after an upgrade its reader calls ended, in order
 	}
+}
+
+// goodbye is the packet that answers a poll of a closed session. A client that has closed it itself gets what Node's server
+// sends then. Call it under mu.
+func (p *polled) goodbye() byte {
+	if p.left {
+		return packetNoop
+	}
+	return packetClose
+}
+
+// leave notes that the client has closed the session, and closes it.
+func (p *polled) leave() {
+	p.mu.Lock()
+	p.left = true
+	p.mu.Unlock()
+	p.client.close()
 }
 
 // resume ends the time that a client has until its next poll. Call it under mu.
@@ -257,7 +268,7 @@ func (p *polled) await() []frame {
 	case pollUpgraded: // since the request was checked
 		p.endPoll(packetNoop)
 	case pollClosed:
-		p.endPoll(packetClose)
+		p.endPoll(p.goodbye())
 	default:
 		p.answerPoll()
 		if p.state == pollProbing {
@@ -338,54 +349,6 @@ func (p *polled) post(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "text/html")
 	w.Header().Set("Cache-Control", "no-store")
 	_, _ = io.WriteString(w, "ok")
-}
-
-func (p *polled) takePost(w http.ResponseWriter, r *http.Request) *refusal {
-	body, err := p.readPost(w, r)
-	if errors.As(err, new(*http.MaxBytesError)) {
-		p.sockets.Refusals.add(refusedSize)
-		return refuseWith(http.StatusRequestEntityTooLarge, 3, "Payload too large")
-	}
-	binary := strings.HasPrefix(r.Header.Get("Content-Type"), "application/octet-stream")
-	if err == nil && (binary || !utf8.Valid(body)) {
-		err = errEngine
-	}
-	if err == nil {
-		err = p.payload(body)
-	}
-	switch {
-	case err == nil, errors.Is(err, errClosed): // what it sends no longer matters, what waits for it does
-		return nil
-	case errors.Is(err, errLeft):
-		p.client.ending.CompareAndSwap(0, 1+int32(endAbrupt))
-		p.shutWith(packetNoop, errLeft)
-		return nil
-	}
-	p.client.close()
-	return badRequest()
-}
-
-// readPost reads the body of a POST within the timeout.
-func (p *polled) readPost(w http.ResponseWriter, r *http.Request) ([]byte, error) {
-	control := http.NewResponseController(w)
-	_ = control.SetReadDeadline(time.Now().Add(p.sockets.WriteTimeout))
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, int64(p.sockets.MaxMessageBytes)))
-	if err != nil {
-		w.Header().Set("Connection", "close") // and the HTTP server does not wait for the rest
-		return nil, err
-	}
-	_ = control.SetReadDeadline(time.Time{})
-	return body, nil
-}
-
-func (p *polled) payload(body []byte) (err error) {
-	defer p.client.recovered(&err)
-	for message := range bytes.SplitSeq(body, []byte{separator}) {
-		if err := takePacket(p.client, p.heart, message); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // upgrade opens a WebSocket beside the polling, which becomes the transport when the client says so.

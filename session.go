@@ -24,10 +24,12 @@ const (
 	socketConnectError = '4'
 )
 
-const (
-	maxAckDigits = 20 // more than any counter of a client has
-	maxRefused   = 16 // CONNECT packets of a client, until it is one that only wants to keep the server busy
-)
+// maxConnects is how many CONNECT packets, of this and other namespaces, one transport may bring. A client needs one for each
+// namespace and token that it tries; more of them only keep the server busy.
+const maxConnects = 16
+
+// jsonSpaces are the characters that JSON allows between its tokens. Node's server takes them around ids and data, too.
+const jsonSpaces = " \t\r\n"
 
 var (
 	errPacket = closeError{ws.StatusPolicyViolation, "not a Socket.IO packet that is allowed here"}
@@ -48,7 +50,7 @@ type peer interface {
 	event(name string, args []json.RawMessage, id ackID)
 	// pong is the client's answer to a ping of Engine.IO, as events come.
 	pong()
-	// ended comes exactly once, after the last event.
+	// ended comes exactly once, after the last event. A client that connects again after its DISCONNECT is another peer.
 	ended(reason endReason)
 }
 
@@ -78,6 +80,7 @@ type link interface {
 type client struct {
 	id     string
 	addr   string
+	bearer string // token of the handshake's Authorization header, "" = none
 	app    app
 	log    *slog.Logger
 	link   link
@@ -85,12 +88,13 @@ type client struct {
 
 	connected atomic.Bool // CONNECT was answered
 
-	in     sync.Mutex // one packet, or the end, at a time; nothing that sends takes it
-	peer   peer       // once connected
-	over   bool
-	silent *time.Timer // ends a client that does not connect; nil once connected
+	in       sync.Mutex // one packet, or the end, at a time; nothing that sends takes it
+	peer     peer       // while connected
+	over     bool
+	silent   *time.Timer        // ends a client that does not connect; nil while connected
+	startEnd func() *time.Timer // starts silent; nil where nothing bounds the time
 
-	refused uint8 // CONNECT packets, of this and other namespaces
+	connects uint8 // CONNECT packets so far
 }
 
 // newID is what others see of a client: 20 random characters. The Engine.IO sid is none of their business, because whoever
@@ -101,12 +105,17 @@ func newID() string {
 	return base64.RawURLEncoding.EncodeToString(b[:])
 }
 
-// begin gives the client its time to connect.
-func (c *client) begin(within time.Duration, late func()) {
+// begin gives the client its time to connect, now and after each DISCONNECT: start starts a timer that ends it.
+func (c *client) begin(start func() *time.Timer) {
 	c.in.Lock()
 	defer c.in.Unlock()
-	if !c.over {
-		c.silent = time.AfterFunc(within, late)
+	c.startEnd = start
+	c.startWaiting()
+}
+
+func (c *client) startWaiting() {
+	if !c.over && c.startEnd != nil {
+		c.silent = c.startEnd()
 	}
 }
 
@@ -192,11 +201,20 @@ func (c *client) endLocked(reason endReason) {
 	}
 	c.over = true
 	c.stopWaiting()
-	if c.peer != nil {
-		var err error // logged
-		defer c.recovered(&err)
-		c.peer.ended(reason)
+	c.endPeer(reason)
+}
+
+// endPeer tells the application that its peer is gone, if there is one.
+func (c *client) endPeer(reason endReason) {
+	if c.peer == nil {
+		return
 	}
+	var err error // logged
+	defer c.recovered(&err)
+	p := c.peer
+	c.peer = nil
+	c.connected.Store(false)
+	p.ended(reason)
 }
 
 func (c *client) stopWaiting() {
@@ -214,6 +232,7 @@ func (c *client) recovered(err *error) {
 	}
 }
 
+// packet takes one packet: its type, a namespace, an id, and JSON.
 func (c *client) packet(b []byte) error {
 	if len(b) == 0 {
 		return errPacket
@@ -226,36 +245,54 @@ func (c *client) packet(b []byte) error {
 		}
 		rest = after
 	}
+	id, data := cutID(rest)
 	switch {
 	case kind == socketConnect && c.peer == nil:
-		return c.welcome(rest)
+		return c.welcome(data)
 	case c.peer == nil:
 		return errPacket
 	case kind == socketEvent:
-		return c.event(rest)
+		return c.event(id, data)
 	case kind == socketAck:
 		return nil // this server asks for none
-	case kind == socketDisconnect && len(rest) == 0:
-		c.endLocked(endByClient)
-		return errLeft
+	case kind == socketDisconnect && len(data) == 0:
+		c.endPeer(endByClient) // the client closes the transport, or connects again
+		c.startWaiting()
+		return nil
 	}
 	return errPacket // a second CONNECT, binary packets, unknown ones
+}
+
+// cutID takes the id off a packet whose type and namespace are off already. What remains is JSON without spaces around it.
+func cutID(b []byte) (id ackID, data []byte) {
+	b = bytes.Trim(b, jsonSpaces)
+	digits := 0
+	for digits < len(b) && '0' <= b[digits] && b[digits] <= '9' {
+		digits++
+	}
+	if digits > 0 {
+		id = ackID(b[:digits:digits])
+	}
+	return id, bytes.TrimLeft(b[digits:], jsonSpaces)
 }
 
 func (c *client) otherNamespace(kind byte, name []byte) error {
 	if kind != socketConnect {
 		return errPacket
 	}
-	return c.refuse(name, []byte(`,{"message":"Invalid namespace"}`))
+	if err := c.countConnect(); err != nil {
+		return err
+	}
+	c.send(newFrame([]byte{socketConnectError}, name, []byte(`,{"message":"Invalid namespace"}`)))
+	return nil
 }
 
-// refuse answers a CONNECT, and has a client closed that goes on with them.
-func (c *client) refuse(parts ...[]byte) error {
-	if c.refused == maxRefused {
+// countConnect has a client closed that sends CONNECT over and over.
+func (c *client) countConnect() error {
+	if c.connects == maxConnects {
 		return errPacket
 	}
-	c.refused++
-	c.send(newFrame(append([][]byte{{socketConnectError}}, parts...)...))
+	c.connects++
 	return nil
 }
 
@@ -264,9 +301,13 @@ func (c *client) welcome(auth []byte) error {
 	if len(auth) > 0 && (auth[0] != '{' || !json.Valid(auth)) {
 		return errPacket
 	}
+	if err := c.countConnect(); err != nil {
+		return err
+	}
 	p, refusal := c.app.connect(c, auth)
 	if p == nil {
-		return c.refuse(refusal)
+		c.send(newFrame([]byte{socketConnectError}, refusal))
+		return nil
 	}
 	c.peer = p
 	c.stopWaiting()
@@ -278,31 +319,25 @@ func (c *client) welcome(auth []byte) error {
 	return nil
 }
 
-func (c *client) event(b []byte) error {
-	digits := 0
-	for digits < len(b) && '0' <= b[digits] && b[digits] <= '9' {
-		digits++
-	}
-	args, ok := splitArray(b[digits:])
-	if !ok || digits > maxAckDigits || len(args) == 0 {
+func (c *client) event(id ackID, data []byte) error {
+	args, ok := splitArray(data)
+	if !ok || len(args) == 0 {
 		return errPacket
 	}
 	name, ok := eventName(args[0])
 	if !ok {
 		return errPacket
 	}
-	var id ackID
-	if digits > 0 {
-		id = ackID(b[:digits:digits])
-	}
 	c.peer.event(name, args[1:], id)
 	return nil
 }
 
-// eventName decodes the first element of an EVENT, which must be a string, and none of those that Socket.IO reserves for
-// itself.
+// eventName decodes the first element of an EVENT: a number, or a string that Socket.IO does not reserve for itself.
 func eventName(raw json.RawMessage) (string, bool) {
-	if len(raw) < 2 || raw[0] != '"' {
+	if first := raw[0]; first == '-' || '0' <= first && first <= '9' {
+		return string(raw), true
+	}
+	if raw[0] != '"' {
 		return "", false
 	}
 	name := string(unquote(raw))

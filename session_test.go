@@ -40,7 +40,14 @@ var packetCases = map[string]struct {
 	"ack id 0":                  {[]string{"40", `420["a"]`}, []string{"40", "430[null]"}, false},
 	"ack id as sent":            {[]string{"40", `4200012["a"]`}, []string{"40", "4300012[null]"}, false},
 	"ack id beyond 64 bits":     {[]string{"40", `4299999999999999999999["a"]`}, []string{"40", "4399999999999999999999[null]"}, false},
-	"ack id without end":        {[]string{"40", `42` + strings.Repeat("1", 21) + `["a"]`}, []string{"40"}, true},
+	"ack id of any length":      {[]string{"40", `42` + strings.Repeat("1", 5000) + `["a"]`}, []string{"40", "43" + strings.Repeat("1", 5000) + "[null]"}, false},
+	"ack id without an event":   {[]string{"40", `421`}, []string{"40"}, true},
+	"spaces around auth":        {[]string{"40 { } \n"}, []string{"40"}, false},
+	"spaces instead of auth":    {[]string{"40 "}, []string{"40"}, false},
+	"spaces by name":            {[]string{"40/, {}"}, []string{"40"}, false},
+	"spaces around an event":    {[]string{"40", "42 \t1\r\n [\"a\"] "}, []string{"40", "431[null]"}, false},
+	"spaces within an ack id":   {[]string{"40", `421 2["a"]`}, []string{"40"}, true},
+	"id of a CONNECT":           {[]string{"401{}"}, []string{"40"}, false},
 	"ack id is negative":        {[]string{"40", `42-1["a"]`}, []string{"40"}, true},
 	"arguments":                 {[]string{"40", `421["a",{"b":[1,2]},null]`}, []string{"40", `431[{"b":[1,2]}]`}, false},
 	"arguments stay as sent":    {[]string{"40", `421["a", 1234567890123456789.0 ]`}, []string{"40", `431[1234567890123456789.0]`}, false},
@@ -54,7 +61,7 @@ var packetCases = map[string]struct {
 	"no array":                  {[]string{"40", `42{"a":1}`}, []string{"40"}, true},
 	"nothing":                   {[]string{"40", `42`}, []string{"40"}, true},
 	"empty array":               {[]string{"40", `42[]`}, []string{"40"}, true},
-	"name is a number":          {[]string{"40", `42[1]`}, []string{"40"}, true},
+	"name is a number":          {[]string{"40", `421[-1.5]`}, []string{"40", "431[null]"}, false},
 	"name is null":              {[]string{"40", `42[null]`}, []string{"40"}, true},
 	"name connect":              {[]string{"40", `42["connect"]`}, []string{"40"}, true},
 	"name connect_error":        {[]string{"40", `42["connect_error"]`}, []string{"40"}, true},
@@ -71,8 +78,10 @@ var packetCases = map[string]struct {
 	"binary ack":                {[]string{"40", `461-1[{"_placeholder":true,"num":0}]`}, []string{"40"}, true},
 	"unknown packet":            {[]string{"40", "47"}, []string{"40"}, true},
 	"no packet":                 {[]string{"40", "4"}, []string{"40"}, true},
-	"disconnect":                {[]string{"40", "41"}, []string{"40"}, true},
-	"disconnect by name":        {[]string{"40", "41/,"}, []string{"40"}, true},
+	"disconnect, connect again": {[]string{"40", "41", "40"}, []string{"40", "40"}, false},
+	"disconnect by name":        {[]string{"40", "41/,", "40"}, []string{"40", "40"}, false},
+	"event after disconnect":    {[]string{"40", "41", `42["a"]`}, []string{"40"}, true},
+	"disconnect twice":          {[]string{"40", "41", "41"}, []string{"40"}, true},
 	"disconnect with data":      {[]string{"40", "41{}"}, []string{"40"}, true},
 	"other namespace":           {[]string{"40/admin,"}, []string{`44/admin,{"message":"Invalid namespace"}`}, false},
 	"other namespace, no comma": {[]string{"40/admin"}, []string{`44/admin,{"message":"Invalid namespace"}`}, false},
@@ -195,6 +204,10 @@ func TestEndReasons(t *testing.T) {
 				x.hear()
 				p := app.only(t)
 				c.end(x, p)
+				if c.want == endByClient { // who then closes the transport, or connects again
+					eventually(t, patience, "it ended", func() bool { return app.ends.Load() == 1 })
+					p.client.close()
+				}
 				goodbye := false
 				for said, open := x.hear(); open; said, open = x.hear() {
 					goodbye = goodbye || said == "41"
@@ -231,6 +244,46 @@ func TestRefusedConnect(t *testing.T) {
 	}
 	if n := s.app.ends.Load(); n != 0 {
 		t.Errorf("%d ends of clients that never connected", n)
+	}
+}
+
+// A client that connects, says goodbye and connects again costs the server a check of its token each time.
+func TestConnectsOfATransportAreBounded(t *testing.T) {
+	s := startSockets(t, &testApp{})
+	c := s.connected(t)
+	for range maxConnects - 1 {
+		c.send("41", "40")
+		c.wantPrefix(`40{"sid":`)
+	}
+	c.send("41", "40")
+	if status := c.closed(); status != ws.StatusPolicyViolation {
+		t.Errorf("closed with %d", status)
+	}
+}
+
+// After its DISCONNECT a client has the time to connect again, and as much time to close the WebSocket itself.
+func TestAClientMayConnectAgainForAWhile(t *testing.T) {
+	app := &testApp{}
+	s := startSockets(t, app, func(o *socketOptions) { o.ConnectTimeout = 500 * time.Millisecond })
+	for _, transport := range []string{"websocket", "polling", "upgraded"} {
+		c := s.talker(t, transport)
+		c.say("40")
+		c.hear()
+		c.say("41")
+		c.say("40")
+		if p, _ := c.hear(); withoutSID(p) != "40" {
+			t.Errorf("%s: connecting again is answered with %q", transport, p)
+		}
+		c.say("41")
+		for open := true; open; {
+			_, open = c.hear()
+		}
+	}
+	if n := s.Refusals.of(refusedLate).Load(); n != 3 {
+		t.Errorf("%d ended for their silence, want 3", n)
+	}
+	if n := app.ends.Load(); n != 6 {
+		t.Errorf("%d ends of 6 peers", n)
 	}
 }
 

@@ -72,7 +72,7 @@ func TestT3EveryEndReleases(t *testing.T) {
 		"half a frame": func(c *wsClient) { c.raw(masked(true, ws.OpText, "4")[:3]) },
 		"bad frame":    func(c *wsClient) { c.raw(bytes.Repeat([]byte{0xff}, 14)); c.closed() },
 		"CLOSE":        func(c *wsClient) { c.send("1"); c.closed() },
-		"DISCONNECT":   func(c *wsClient) { c.send("41"); c.closed() },
+		"DISCONNECT":   func(c *wsClient) { c.send("41", "1"); c.closed() },
 	}
 	for _, end := range ends {
 		for _, upgraded := range []bool{false, true} {

@@ -114,7 +114,10 @@ type webSocket struct {
 // accept answers the WebSocket handshake and takes the connection from the HTTP server, whose buffers go with the
 // request. On an error the answer has been given.
 func accept(w http.ResponseWriter, r *http.Request, o *socketOptions) (*webSocket, error) {
-	conn, buffered, _, err := ws.HTTPUpgrader{Timeout: o.WriteTimeout}.Upgrade(r, w)
+	conn, buffered, _, err := ws.HTTPUpgrader{
+		Timeout:  o.WriteTimeout,
+		Protocol: func(string) bool { return true }, // the first one that is offered: some clients fail without an answer
+	}.Upgrade(r, w)
 	if err != nil {
 		if conn != nil {
 			_ = conn.Close()
