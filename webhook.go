@@ -124,7 +124,8 @@ func (h *webhook) add(events []hookEvent) {
 	h.mu.Lock()
 	h.waiting = append(h.waiting, events...)
 	over := max(0, len(h.waiting)-hookWaiting)
-	h.waiting = slices.Delete(h.waiting, 0, over)
+	clear(h.waiting[:over]) // appending moves the rest to the front of a new array at times, and not for each event
+	h.waiting = h.waiting[over:]
 	h.mu.Unlock()
 	h.metrics.posted(hookDropped, over)
 	select {

@@ -237,3 +237,20 @@ func TestWithoutAWebhookScriptsTellNothing(t *testing.T) {
 		t.Error("there is a webhook although nobody asked for one")
 	}
 }
+
+// An event that pushes out the oldest of a full queue leaves the others where they are, but for a few times.
+func TestAFullWebhookQueueIsNotMovedForEachEvent(t *testing.T) {
+	const events = 5 * hookWaiting
+	h := &webhook{wake: make(chan struct{}, 1), waiting: hookEvents(0, hookWaiting)}
+	one, moves := hookEvents(0, 1), 0
+	for range events {
+		second := &h.waiting[1]
+		h.add(one)
+		if &h.waiting[0] != second {
+			moves++
+		}
+	}
+	if len(h.waiting) != hookWaiting || moves > events/1000 {
+		t.Errorf("%d of %d events moved the %d that wait", moves, events, len(h.waiting))
+	}
+}
