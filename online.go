@@ -3,8 +3,6 @@ package main
 import (
 	"context"
 	"log/slog"
-	"maps"
-	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -29,8 +27,11 @@ const (
 	onlinePause    = 50 * time.Millisecond
 	onlineMaxPause = time.Second
 
-	// Looks at users at the same time.
-	onlineWorkers = 16
+	// Looks at users at the same time: as many as fill the round trips to Redis.
+	onlineWorkers = 2 * pipelineBatch
+
+	// Every user is looked at once per lookback, some in each of so many steps.
+	onlineSteps = 60
 )
 
 // cause is why a user is looked at; several may come together.
@@ -61,10 +62,14 @@ type onlookers struct {
 	open    func(sink bridgeSink) *bridge
 	log     *slog.Logger
 
-	mu     sync.Mutex
-	bridge *bridge // once somebody watches a user
-	users  map[string]*watched
-	slots  chan struct{}
+	mu      sync.Mutex
+	bridge  *bridge // once somebody watches a user
+	users   map[string]*watched
+	round   []*watched // all users, in the order of the audit; some may be given up
+	at      int        // the next one in the round
+	owing   int        // users that the next step looks at, in parts of one: so many onlineSteps make a user
+	queue   []*watched // are to be looked at
+	workers int        // that look at them
 
 	ctx  context.Context
 	stop context.CancelFunc
@@ -79,16 +84,20 @@ type watched struct {
 	known   chan struct{}        // closed once it is known whether the user is online
 	settled bool                 // that it is closed
 	online  bool
-	causes  cause         // not looked at yet
-	busy    bool          // a goroutine looks
-	server  string        // the process of Redis that had the index at the last look
-	lostAt  time.Time     // when data of the user were found to be lost
-	wake    chan struct{} // tells it of a cause
+	server  string    // the process of Redis that had the index at the last look
+	lostAt  time.Time // when data of the user were found to be lost
+
+	causes cause         // why it is looked at; 0 = it is not
+	fresh  bool          // a cause came after the last look began
+	busy   bool          // it is in the queue, or a worker looks
+	since  time.Time     // when the first look for these causes began
+	wait   time.Duration // between the last look and the next one
+	next   *time.Timer   // puts it into the queue; nil if none is set
 }
 
 // newOnlookers is for the clients of one node; open makes a bridge about users, once it is needed.
 func newOnlookers(s *Service, h *hub, open func(bridgeSink) *bridge, log *slog.Logger) *onlookers {
-	o := &onlookers{service: s, hub: h, open: open, log: log, users: map[string]*watched{}, slots: make(chan struct{}, onlineWorkers)}
+	o := &onlookers{service: s, hub: h, open: open, log: log, users: map[string]*watched{}}
 	o.ctx, o.stop = context.WithCancel(context.Background())
 	o.work.Go(o.watchLoop)
 	return o
@@ -139,8 +148,9 @@ func (o *onlookers) await(ids []string) []*watched {
 	for i, id := range ids {
 		w := o.users[id]
 		if w == nil {
-			w = &watched{id: id, by: map[*client]struct{}{}, known: make(chan struct{}), wake: make(chan struct{}, 1)}
+			w = &watched{id: id, by: map[*client]struct{}{}, known: make(chan struct{})}
 			o.users[id] = w
+			o.round = append(o.round, w)
 			o.bridge.subscribe(id)
 		}
 		w.waiting++
@@ -178,6 +188,7 @@ func (o *onlookers) forget(w *watched) {
 	if len(w.by) == 0 && w.waiting == 0 && o.users[w.id] == w {
 		delete(o.users, w.id)
 		o.bridge.unsubscribe(w.id)
+		w.stop()
 	}
 }
 
@@ -198,7 +209,7 @@ func (o *onlookers) settled() {}
 
 // watchLoop looks at every user once per lookback, and for losses of data all the time.
 func (o *onlookers) watchLoop() {
-	pulse, audit := time.NewTicker(onlinePulse), time.NewTicker(o.service.options.Lookback)
+	pulse, audit := time.NewTicker(onlinePulse), time.NewTicker(o.service.options.Lookback/onlineSteps)
 	defer pulse.Stop()
 	defer audit.Stop()
 	for {
@@ -208,7 +219,7 @@ func (o *onlookers) watchLoop() {
 		case <-pulse.C:
 			o.pulse()
 		case <-audit.C:
-			o.doubtAll(false)
+			o.audit()
 		}
 	}
 }
@@ -219,7 +230,7 @@ func (o *onlookers) pulse() {
 	var users []string
 	o.mu.Lock()
 	for id, w := range o.users { // which begins anywhere
-		if len(users) < onlinePulseUsers && w.online && w.causes == 0 && !w.busy {
+		if len(users) < onlinePulseUsers && w.online && w.causes == 0 {
 			users = append(users, id)
 		}
 	}
@@ -236,29 +247,45 @@ func (o *onlookers) pulse() {
 	o.mu.Lock()
 	missing := 0
 	for i, id := range users {
-		if w := o.users[id]; w != nil && w.online && w.causes == 0 && !w.busy && !there[i] {
+		if w := o.users[id]; w != nil && w.online && w.causes == 0 && !there[i] {
 			missing++
 		}
 	}
 	o.mu.Unlock()
 	if missing > 0 {
 		o.log.Info("indices of watched users are missing", "users", missing)
-		o.doubtAll(true)
+		o.lost()
 	}
 }
 
-// doubtAll looks at every user. After a loss of data it takes a while until they are put back.
-func (o *onlookers) doubtAll(loss bool) {
+// audit looks at the next users of the round, so many that it takes a lookback.
+func (o *onlookers) audit() {
 	o.mu.Lock()
-	users := slices.Collect(maps.Keys(o.users))
-	if loss {
-		for _, w := range o.users {
-			w.lostAt = time.Now()
+	defer o.mu.Unlock()
+	for o.owing += len(o.round); o.owing >= onlineSteps && len(o.round) > 0; {
+		if o.at >= len(o.round) {
+			o.at = 0
 		}
+		w := o.round[o.at]
+		if o.users[w.id] != w { // given up: the last one takes the place
+			last := len(o.round) - 1
+			o.round[o.at], o.round[last] = o.round[last], nil
+			o.round = o.round[:last]
+			continue
+		}
+		o.lookAt(w, causeDoubt)
+		o.at++
+		o.owing -= onlineSteps
 	}
-	o.mu.Unlock()
-	for _, user := range users {
-		o.look(user, causeDoubt)
+}
+
+// lost has every user looked at after a loss of data. It takes a while until they are put back.
+func (o *onlookers) lost() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, w := range o.users {
+		w.lostAt = time.Now()
+		o.lookAt(w, causeDoubt)
 	}
 }
 
@@ -266,74 +293,102 @@ func (o *onlookers) doubtAll(loss bool) {
 func (o *onlookers) look(user string, why cause) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	w := o.users[user]
-	if w == nil || o.ctx.Err() != nil {
-		return
-	}
-	w.causes |= why
-	if !w.busy {
-		w.busy = true
-		o.work.Go(func() { o.follow(w) })
-		return
-	}
-	select {
-	case w.wake <- struct{}{}:
-	default:
+	if w := o.users[user]; w != nil {
+		o.lookAt(w, why)
 	}
 }
 
-// follow looks at a user until nothing is open.
-func (o *onlookers) follow(w *watched) {
-	var why cause
+// lookAt is look. o.mu is held.
+func (o *onlookers) lookAt(w *watched, why cause) {
+	w.causes |= why
+	w.fresh = true
+	w.since, w.wait = time.Time{}, onlinePause
+	w.stop()
+	o.enqueue(w)
+}
+
+// stop stops the timer.
+func (w *watched) stop() {
+	if w.next != nil {
+		w.next.Stop()
+		w.next = nil
+	}
+}
+
+// enqueue has one of a few workers look at the user. o.mu is held.
+func (o *onlookers) enqueue(w *watched) {
+	if w.busy || o.ctx.Err() != nil {
+		return
+	}
+	w.busy = true
+	o.queue = append(o.queue, w)
+	if o.workers < onlineWorkers {
+		o.workers++
+		o.work.Go(o.lookLoop)
+	}
+}
+
+// lookLoop looks at the users in the queue until there is none.
+func (o *onlookers) lookLoop() {
 	for {
-		o.mu.Lock()
-		fresh := w.causes
-		w.causes = 0
-		if fresh == 0 && why == 0 || o.users[w.id] != w || o.ctx.Err() != nil {
-			w.busy = false
-			o.mu.Unlock()
+		w, why, began := o.nextLook()
+		if w == nil {
 			return
 		}
-		o.mu.Unlock()
-		why |= fresh
-		if o.decide(w, why) {
-			why = 0
-		}
-	}
-}
-
-// decide looks until it is clear whether the user is online. It is false when something new came in between.
-func (o *onlookers) decide(w *watched, why cause) bool {
-	began := time.Now()
-	for wait := onlinePause; ; wait = min(2*wait, onlineMaxPause) {
 		online, p, err := o.check(w.id)
 		if err != nil {
 			o.log.Debug("a watched user cannot be looked at", "error", err)
-		} else if o.conclude(w, online, p, why, time.Since(began)) {
-			return true
 		}
-		timer := time.NewTimer(wait)
-		select {
-		case <-timer.C:
-		case <-w.wake:
-			timer.Stop()
-			return false
-		case <-o.ctx.Done():
-			timer.Stop()
-			return true
+		o.looked(w, err == nil && o.conclude(w, online, p, why, time.Since(began)))
+	}
+}
+
+// nextLook takes a user from the queue, why it is looked at, and since when; nil if there is none.
+func (o *onlookers) nextLook() (w *watched, why cause, began time.Time) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for len(o.queue) > 0 && o.ctx.Err() == nil {
+		w, o.queue[0] = o.queue[0], nil
+		o.queue = o.queue[1:]
+		if o.users[w.id] != w {
+			continue
 		}
+		if w.since.IsZero() {
+			w.since = time.Now()
+		}
+		w.fresh = false
+		return w, w.causes, w.since
+	}
+	o.workers--
+	o.queue = nil
+	return nil, 0, began
+}
+
+// looked is told after each look whether it is clear now whether the user is online. If not, or if something new came in
+// between, there will be another one.
+func (o *onlookers) looked(w *watched, clear bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	w.busy = false
+	switch {
+	case o.users[w.id] != w || o.ctx.Err() != nil:
+	case w.fresh:
+		o.enqueue(w)
+	case clear:
+		w.causes = 0
+	default:
+		w.next = time.AfterFunc(w.wait, func() {
+			o.mu.Lock()
+			defer o.mu.Unlock()
+			o.enqueue(w)
+		})
+		w.wait = min(2*w.wait, onlineMaxPause)
 	}
 }
 
 func (o *onlookers) check(user string) (online bool, p places, err error) {
 	ctx, cancel := context.WithTimeout(o.ctx, answerWithin)
 	defer cancel()
-	select {
-	case o.slots <- struct{}{}:
-	case <-ctx.Done():
-		return false, p, ctx.Err()
-	}
-	defer func() { <-o.slots }()
 	if p, err = o.service.places(ctx, user); err != nil {
 		return false, p, err
 	}

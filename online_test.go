@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"slices"
@@ -234,5 +235,44 @@ func TestUsersOfAKilledNodeAreOffline(t *testing.T) {
 	t.Logf("told %v after the kill", took.Round(time.Millisecond))
 	if took > shortLease+shortInterval+2*time.Second+2*time.Second {
 		t.Errorf("told after %v", took)
+	}
+}
+
+// Every user is looked at once per lookback, the same share of them in each step, whoever comes and goes.
+func TestTheAuditOfWatchedUsersIsSpread(t *testing.T) {
+	ctx, stop := context.WithCancel(t.Context())
+	stop() // nobody looks
+	for _, n := range []int{1, 7, 60, 500} {
+		o := &onlookers{users: map[string]*watched{}, ctx: ctx}
+		for i := range 2 * n {
+			w := &watched{id: fmt.Sprint(i)}
+			o.round = append(o.round, w)
+			if i%2 == 0 { // the others are given up
+				o.users[w.id] = w
+			}
+		}
+		looks := map[string]int{}
+		for range 3 * onlineSteps { // a lookback to find who was given up, and two more
+			o.audit()
+			step := 0
+			for id, w := range o.users {
+				if w.causes != 0 {
+					step++
+					looks[id]++
+				}
+				w.causes = 0
+			}
+			if step > 2*n/onlineSteps+1 {
+				t.Fatalf("%d of %d users in one step", step, n)
+			}
+		}
+		if len(o.round) != n || len(looks) != n {
+			t.Errorf("of %d users %d are in the round, %d were looked at", n, len(o.round), len(looks))
+		}
+		for id, times := range looks {
+			if times < 2 || times > 5 {
+				t.Errorf("one of %d users, %s, was looked at %d times in three lookbacks", n, id, times)
+			}
+		}
 	}
 }

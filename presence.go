@@ -1013,7 +1013,7 @@ func loadScripts(tell bool) scripts {
 
 // light gives the digests of the scripts whose work for one call is small whatever the room holds.
 func (s scripts) light() (digests []string) {
-	for _, sc := range []*script{s.join, s.heartbeat, s.patch, s.restore, s.remove, s.hold, s.indexRoom, s.indexUser, s.unindexUser, s.noteRooms} {
+	for _, sc := range []*script{s.join, s.heartbeat, s.patch, s.restore, s.remove, s.hold, s.indexRoom, s.indexUser, s.unindexUser, s.noteRooms, s.places, s.find} {
 		digests = append(digests, sc.flagged.sha, sc.plain.sha)
 	}
 	return digests
