@@ -128,6 +128,10 @@ func userKey(user string) string {
 	return keyPrefix + "user:" + user + ":conns"
 }
 
+// lostNodes is in the place of a user, and no user's id: its channel carries that a node was lost, which may have removed
+// members and told nobody that their users went.
+const lostNodes = "\n"
+
 // userChannel carries that a user may have come or gone. It is named like the index, and so in its slot.
 func userChannel(user string) string { return userKey(user) }
 

@@ -143,6 +143,7 @@ func (o *onlookers) await(ids []string) []*watched {
 	defer o.mu.Unlock()
 	if o.bridge == nil {
 		o.bridge = o.open(o)
+		o.bridge.subscribe(lostNodes)
 	}
 	list := make([]*watched, len(ids))
 	for i, id := range ids {
@@ -193,14 +194,22 @@ func (o *onlookers) forget(w *watched) {
 }
 
 // subscribed is told by the bridge: what was published before is missed.
-func (o *onlookers) subscribed(user string) { o.look(user, causeDoubt) }
+func (o *onlookers) subscribed(user string) {
+	if user == lostNodes {
+		o.lookAtAll(causeDoubt)
+		return
+	}
+	o.look(user, causeDoubt)
+}
 
 // message is told by the bridge.
 func (o *onlookers) message(user, payload string) {
-	switch payload {
-	case "+":
+	switch {
+	case user == lostNodes: // it may not have told any more who left
+		o.lookAtAll(causeGone)
+	case payload == "+":
 		o.look(user, causeComing)
-	case "-":
+	case payload == "-":
 		o.look(user, causeGone)
 	}
 }
@@ -282,10 +291,18 @@ func (o *onlookers) audit() {
 // lost has every user looked at after a loss of data. It takes a while until they are put back.
 func (o *onlookers) lost() {
 	o.mu.Lock()
-	defer o.mu.Unlock()
 	for _, w := range o.users {
 		w.lostAt = time.Now()
-		o.lookAt(w, causeDoubt)
+	}
+	o.mu.Unlock()
+	o.lookAtAll(causeDoubt)
+}
+
+func (o *onlookers) lookAtAll(why cause) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, w := range o.users {
+		o.lookAt(w, why)
 	}
 }
 

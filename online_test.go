@@ -238,6 +238,65 @@ func TestUsersOfAKilledNodeAreOffline(t *testing.T) {
 	}
 }
 
+// A user whose connection joins again as another user is told of in time, like one who left.
+func TestAReplacedUserIsToldOfInTime(t *testing.T) {
+	eachWire(t, func(t *testing.T, w wire) {
+		settings := []string{fmt.Sprintf("PRESENCE_SHARDED_PUBSUB=%t", w.sharded)}
+		near, far, room := startNodeFor(t, w.backend, settings...), startNodeFor(t, w.backend, settings...), uniqueRoom(t)
+		ann, bob := room+"ann", room+"bob"
+		u, _ := near.watchUsers(t, ann, bob)
+		there := far.member(t, room, ann, "{}")
+		u.hears(ann, true)
+		began := time.Now()
+		there.ok(eventJoin, joinPayloadOf(room, bob, "{}"))
+		u.hears(ann, false)
+		u.hears(bob, true)
+		if took := time.Since(began); took > 2*time.Second {
+			t.Errorf("told after %v", took)
+		}
+		there.ok(eventJoin, joinPayloadOf(room, ann, "{}")) // and back at once
+		u.told = nil
+		u.hears(ann, true)
+		u.hears(bob, false)
+		u.wantTold(ann, true)
+	})
+}
+
+// A node that is killed right after it acknowledged a leave has told nobody of its user: the others look when they find it lost.
+func TestALeaveThatANodeDidNotTellIsFoundWithItsLoss(t *testing.T) {
+	for name, sharded := range map[string]bool{"plain": false, "sharded": true} {
+		t.Run(name, func(t *testing.T) {
+			server := spawnRedis(t)
+			n := startNodeFor(t, backend{url: server.url}, fmt.Sprintf("PRESENCE_SHARDED_PUBSUB=%t", sharded), "PRESENCE_NODE_LEASE_MS=1000",
+				"PRESENCE_REAPER_INTERVAL_MS=200")
+			u, _ := n.watchUsers(t, "ann")
+			dead := newLease(n.service, time.Second, testLogger(t)) // its node runs no more
+			name, err := dead.host(t.Context(), "r")
+			if err != nil {
+				t.Fatal(err)
+			}
+			m := Member{Room: "r", User: "ann", Conn: "c", Node: name, State: raw("{}")}
+			if err := n.service.indexRoom(t.Context(), "r", time.Minute); err != nil {
+				t.Fatal(err)
+			}
+			if m, err = n.service.join(t.Context(), m, 0); err != nil {
+				t.Fatal(err)
+			}
+			u.hears("ann", true)
+			_, err = n.service.run(t.Context(), n.service.scripts.remove, scriptKeys("r", "c"), n.service.telling("r", 0, string(ReasonLeft), "", "", "", "c", "")...)
+			if err != nil {
+				t.Fatal(err)
+			}
+			left := time.Now()
+			u.hears("ann", false)
+			t.Logf("told after %v", time.Since(left).Round(time.Millisecond))
+			if took := time.Since(left); took > 6*time.Second { // the audit comes within 60 s
+				t.Errorf("told after %v", took)
+			}
+		})
+	}
+}
+
 // Every user is looked at once per lookback, the same share of them in each step, whoever comes and goes.
 func TestTheAuditOfWatchedUsersIsSpread(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())

@@ -266,8 +266,11 @@ func (s *Service) join(ctx context.Context, m Member, floor int64) (Member, erro
 				m.noted = time.Time{}
 				_ = s.note(ctx, &m, m.Epoch) // else with the next heartbeat
 			}
-			s.options.OnLeave(ReasonDisconnected, (len(answer)-2)/2)
-			for i := 2; i+1 < len(answer); i += 2 {
+			if replaced := answer.text(2); replaced != "" {
+				s.unindexLater([]Member{{Room: m.Room, User: replaced, Conn: m.Conn, Epoch: answer.int(3)}}, time.Time{})
+			}
+			s.options.OnLeave(ReasonDisconnected, (len(answer)-4)/2)
+			for i := 4; i+1 < len(answer); i += 2 {
 				s.unindexUser(ctx, Member{Room: m.Room, User: m.User, Conn: answer.text(i), Epoch: answer.int(i + 1)})
 			}
 			return m, nil
@@ -710,19 +713,22 @@ func (s *Service) indexUser(ctx context.Context, m Member, epoch int64) error {
 
 // unindexUser forgets where a user was.
 func (s *Service) unindexUser(ctx context.Context, gone Member) {
-	s.unindexPlaces(ctx, gone.User, map[string]departure{userField(gone.Room, gone.Conn): {epoch: gone.Epoch}})
+	_ = s.unindexPlaces(ctx, gone.User, map[string]departure{userField(gone.Room, gone.Conn): {epoch: gone.Epoch}})
 }
 
-// unindexPlaces forgets many at once. The index may hold too much, so a failure is only told to the log.
-func (s *Service) unindexPlaces(ctx context.Context, user string, places map[string]departure) {
+// unindexPlaces forgets many at once. The index may hold too much, so a failure is no harm but that who watches the user
+// learns late.
+func (s *Service) unindexPlaces(ctx context.Context, user string, places map[string]departure) error {
 	args := make([]any, 0, 1+2*len(places))
 	args = append(args, s.announce)
 	for field, d := range places {
 		args = append(args, field, d.epoch)
 	}
-	if _, err := s.run(ctx, s.scripts.unindexUser, []string{userKey(user)}, args...); err != nil {
+	_, err := s.run(ctx, s.scripts.unindexUser, []string{userKey(user)}, args...)
+	if err != nil {
 		s.options.Logger.Debug("a user's index keeps connections that left", "error", err)
 	}
+	return err
 }
 
 const (
@@ -732,6 +738,9 @@ const (
 	// Indices that are tidied at the same time, and for how long at most.
 	departedWorkers = 32
 	departedTime    = time.Second
+
+	// Pause before those are tried again that could not be tidied.
+	departedAgain = time.Second
 )
 
 // departed are places that members left whom their owner removed: nobody puts those back. They are taken out of their
@@ -795,7 +804,23 @@ func (s *Service) tidy() {
 		if !busy {
 			return
 		}
-		s.unindexAll(users)
+		if failed := s.unindexAll(users); len(failed) > 0 && s.ctx.Err() == nil {
+			s.left.putBack(failed)
+			pause(s.ctx, departedAgain)
+		}
+	}
+}
+
+// putBack takes places that were not taken out, unless something newer is known of them.
+func (d *departed) putBack(users map[string]map[string]departure) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.users == nil {
+		d.users = map[string]map[string]departure{}
+	}
+	for user, places := range users {
+		maps.Copy(places, d.users[user])
+		d.users[user] = places
 	}
 }
 
@@ -811,19 +836,31 @@ func placesOf(gone []Member) map[string]map[string]departure {
 	return users
 }
 
-func (s *Service) unindexAll(users map[string]map[string]departure) {
+// unindexAll gives those back that it could not take out. After a failure it tries no further.
+func (s *Service) unindexAll(users map[string]map[string]departure) (failed map[string]map[string]departure) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(s.ctx), departedTime)
 	defer cancel()
 	var work sync.WaitGroup
+	var mu sync.Mutex
 	slots := make(chan struct{}, departedWorkers)
 	for user, places := range users {
 		slots <- struct{}{}
 		work.Go(func() {
 			defer func() { <-slots }()
-			s.unindexPlaces(ctx, user, places)
+			if ctx.Err() == nil && s.unindexPlaces(ctx, user, places) == nil {
+				return
+			}
+			cancel()
+			mu.Lock()
+			defer mu.Unlock()
+			if failed == nil {
+				failed = map[string]map[string]departure{}
+			}
+			failed[user] = places
 		})
 	}
 	work.Wait()
+	return failed
 }
 
 func staleEpoch(current int64) *Error {

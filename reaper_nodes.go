@@ -41,6 +41,9 @@ const nodeRoomsPart = 500
 func (r *reaper) bury(ctx context.Context, node string) error {
 	s := r.service
 	s.options.Logger.Warn("a node is lost", "node", node)
+	if err := s.tellOfLoss(ctx); err != nil {
+		return err
+	}
 	for cursor := uint64(0); ; {
 		pairs, next, err := s.rdb.HScan(ctx, nodeRoomsKey(node), cursor, "", nodeRoomsPart).Result()
 		if err != nil {
@@ -134,4 +137,13 @@ func (r *reaper) owned(ctx context.Context, room, node, cursor string) (part sil
 		part.list = append(part.list, incarnation{answer.text(i), answer.int(i + 1)})
 	}
 	return part, answer.text(1), nil
+}
+
+// tellOfLoss has every node look at the users that its clients watch: the lost one may have removed members and not told
+// who watches their users.
+func (s *Service) tellOfLoss(ctx context.Context) error {
+	if s.announce == "SPUBLISH" {
+		return s.rdb.SPublish(ctx, userChannel(lostNodes), "-").Err()
+	}
+	return s.rdb.Publish(ctx, userChannel(lostNodes), "-").Err()
 }

@@ -4,7 +4,8 @@
 -- ARGV    as in room.lua, then 5 connection, 6 user, 7 the user's literal, 8 state, 9 the epoch that it replaces
 --         ('' = none), 10 node, 11 TTL in ms, 12 members allowed in the room (0 = no limit), 13 room,
 --         14… those of the user's connections that the caller knows to be held back
--- RETURNS {'ok', epoch, connection, its epoch, …} with those that were held back and have left;
+-- RETURNS {'ok', epoch, user, epoch, connection, its epoch, …}: the user who was replaced and that incarnation's epoch ('' =
+--         nobody was), then those that were held back and have left;
 --         {'epoch', stored} when another incarnation is there, {'held', connection, …} with all that are held back when ARGV
 --         lacks one, {'full'} when the room has no place; only 'ok' has written
 
@@ -52,11 +53,11 @@ if moved then
   prev = leave_rev
 end
 publish(prev, rev, now, user_conns, 'join', conn, mine, nil, mine.state)
-local answer = { 'ok', rev }
+local answer = { 'ok', rev, moved and old.user or '', moved and old.epoch or '' }
 for i, m in ipairs(held) do
   prev, rev = rev, digits(rev + 1)
   redis.call('HDEL', META, m.conn)
   publish(prev, rev, now, release_user(m.user), 'leave', m.conn, m, 'disconnected')
-  answer[2 * i + 1], answer[2 * i + 2] = m.conn, m.epoch
+  answer[2 * i + 3], answer[2 * i + 4] = m.conn, m.epoch
 end
 return answer
