@@ -49,7 +49,7 @@ func (s *Service) Subscribe(ctx context.Context, handler func(Event)) error {
 		defer detach()
 		defer cancel()
 		for ctx.Err() == nil {
-			err := receive(ctx, s.rdb.PSubscribe(ctx, eventsPattern), func(item any) { handle(item, handler, first) })
+			err := receive(ctx, s.rdb.PSubscribe(ctx, eventsPattern), func(item any) { s.handle(item, handler, first) })
 			s.options.Logger.Debug("subscription lost", "error", err)
 			if errors.As(err, new(redis.Error)) {
 				tryTell(first, err)
@@ -69,12 +69,13 @@ func (s *Service) Subscribe(ctx context.Context, handler func(Event)) error {
 	}
 }
 
-func handle(item any, handler func(Event), first chan<- error) {
+func (s *Service) handle(item any, handler func(Event), first chan<- error) {
 	switch m := item.(type) {
 	case *redis.Subscription:
 		tryTell(first, nil)
 	case *redis.Message:
 		if event, ok := parseMessage(m.Payload); ok {
+			event.State = s.legible(event.ConnID, event.State)
 			handler(event.Event)
 		}
 	}

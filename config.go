@@ -32,6 +32,7 @@ type Config struct {
 
 	MaxIDBytes               int
 	MaxStateBytes            int
+	MaxStateDepth            int
 	MaxRoomsPerSocket        int
 	MaxRoomMembers           int // 0 = no limit
 	MaxWatchedUsers          int
@@ -198,6 +199,7 @@ func settings() []setting {
 		milliseconds("PRESENCE_DRAIN_MS", "2000", 0, hour, func(c *Config) *time.Duration { return &c.Drain }),
 		integer("PRESENCE_MAX_ID_BYTES", 200, 1, 65536, func(c *Config) *int { return &c.MaxIDBytes }),
 		integer("PRESENCE_MAX_STATE_BYTES", 16384, 2, 64*mebibyte, func(c *Config) *int { return &c.MaxStateBytes }),
+		integer("PRESENCE_MAX_STATE_DEPTH", 64, 1, 10_000, func(c *Config) *int { return &c.MaxStateDepth }),
 		integer("PRESENCE_MAX_ROOMS_PER_SOCKET", 32, 1, many, func(c *Config) *int { return &c.MaxRoomsPerSocket }),
 		integer("PRESENCE_MAX_ROOM_MEMBERS", 0, 0, many, func(c *Config) *int { return &c.MaxRoomMembers }),
 		integer("PRESENCE_RATE_PER_SECOND", 50, 0, many, func(c *Config) *int { return &c.RatePerSecond }),

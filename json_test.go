@@ -411,15 +411,8 @@ func TestBrokenTextInsideRedis(t *testing.T) {
 		mergeState(json.RawMessage(text), json.RawMessage(`{"a":{"b":1}}`))
 		mergeState(json.RawMessage(`{"a":[`+text), json.RawMessage(`{"a":{"b":1}}`))
 		sameJSON([]byte(text), []byte(`{"a":[`+text))
-		depthOf([]byte(text))
-	}
-}
-
-func TestDepthOf(t *testing.T) {
-	for text, want := range map[string]int{`1`: 0, `[]`: 1, `{"a":[1,[2]],"b":{}}`: 3, `["[[["]`: 1} {
-		if got := depthOf([]byte(text)); got != want {
-			t.Errorf("depthOf(%s) = %d, want %d", text, got, want)
-		}
+		testLimits.unreadable([]byte(text))
+		Limits{StateDepth: 1}.unreadable([]byte(`{"a":[` + text))
 	}
 }
 

@@ -217,7 +217,7 @@ func (n *node) wire(config Config) {
 		Lookback:       config.ReaperLookback,
 		ReaperInterval: config.ReaperInterval,
 		NodeLease:      config.NodeLease,
-		Limits:         Limits{IDBytes: config.MaxIDBytes, StateBytes: config.MaxStateBytes},
+		Limits:         Limits{IDBytes: config.MaxIDBytes, StateBytes: config.MaxStateBytes, StateDepth: config.MaxStateDepth},
 		MaxMembers:     config.MaxRoomMembers,
 		Grace:          config.Grace,
 		Sharded:        config.ShardedPubSub,

@@ -27,7 +27,7 @@ type Options struct {
 	Lookback       time.Duration // silence after which a connection is culled; default 2 × TTL
 	ReaperInterval time.Duration // how often the reaper looks; default 3 s, negative = this service runs no reaper
 	NodeLease      time.Duration // silence after which a node counts as lost and its connections are removed; default 10 s
-	Limits         Limits        // default 200 bytes for an id, 16384 for a state
+	Limits         Limits        // default 200 bytes for an id, 16384 bytes and 64 levels for a state
 	MaxMembers     int           // connections in a room; default no limit
 	Grace          time.Duration // how long a broken connection is held back, at most Lookback; default not at all
 	Sharded        bool          // publish to sharded Pub/Sub (Redis 7 Cluster)
@@ -76,6 +76,7 @@ func newService(rdb redis.UniversalClient, o Options, loaded scripts) *Service {
 	o.Grace = min(o.Grace, o.Lookback)
 	o.Limits.IDBytes = cmp.Or(o.Limits.IDBytes, 200)
 	o.Limits.StateBytes = cmp.Or(o.Limits.StateBytes, 16384)
+	o.Limits.StateDepth = cmp.Or(o.Limits.StateDepth, 64)
 	o.Logger = cmp.Or(o.Logger, slog.Default())
 	if cluster, ok := rdb.(*redis.ClusterClient); ok {
 		rdb = onceCluster{cluster}
@@ -352,8 +353,8 @@ func (s *Service) refresh(ctx context.Context, m *Member) (reply, error) {
 
 func (s *Service) patch(ctx context.Context, m *Member, patch json.RawMessage, floor int64) (changed bool, answer reply, err error) {
 	state, changed := mergeState(m.State, patch)
-	if len(state) > s.options.Limits.StateBytes {
-		return false, nil, stateTooLarge("the state after patchState", s.options.Limits.StateBytes)
+	if err := s.options.Limits.checkCompact("the state after patchState", state); err != nil {
+		return false, nil, err
 	}
 	if !changed {
 		answer, err = s.refresh(ctx, m)
@@ -665,7 +666,7 @@ func (s *Service) entry(conn string, m Member, lastSeen int64) Entry {
 	if m.held() {
 		lastSeen += (s.options.Lookback - s.options.Grace).Milliseconds() // when it broke
 	}
-	return Entry{ConnID: conn, UserID: m.User, State: m.State, LastSeenMs: lastSeen, Epoch: m.Epoch, Rev: m.Rev}
+	return Entry{ConnID: conn, UserID: m.User, State: s.legible(conn, m.State), LastSeenMs: lastSeen, Epoch: m.Epoch, Rev: m.Rev}
 }
 
 // pulse gives a room's revision, and by what a loss of its data is known.

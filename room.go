@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"iter"
 	"log/slog"
@@ -56,6 +57,7 @@ type roomSource interface {
 	read(ctx context.Context, room string) (Snapshot, error)
 	size(ctx context.Context, room string) (rev int64, count int, err error)
 	lastSeen(ctx context.Context, room string, conns []string) ([]int64, error)
+	legible(conn string, state json.RawMessage) json.RawMessage
 }
 
 // subscriptions are asked for the messages of rooms; a hub is told of them as a bridgeSink.
@@ -257,6 +259,7 @@ func (h *hub) message(id, payload string) {
 		h.log.Warn("a message on a room's channel is none of ours", "room", id)
 		return
 	}
+	m.State = h.source.legible(m.ConnID, m.State)
 	r.receive(m)
 }
 

@@ -50,6 +50,8 @@ func (f *fakeSource) size(context.Context, string) (rev int64, count int, err er
 	return f.stored.Rev, len(f.stored.Entries), f.err
 }
 
+func (f *fakeSource) legible(_ string, state json.RawMessage) json.RawMessage { return state }
+
 func (f *fakeSource) lastSeen(_ context.Context, _ string, conns []string) ([]int64, error) {
 	return make([]int64, len(conns)), f.err
 }

@@ -56,15 +56,6 @@ func compactObject(b []byte) (compact json.RawMessage, ok bool) {
 	return compact, true
 }
 
-// depthOf returns how many levels a valid JSON text is nested.
-func depthOf(b []byte) int {
-	deepest := 0
-	for s := (scanner{text: b}); s.next(); {
-		deepest = max(deepest, s.depth)
-	}
-	return deepest
-}
-
 // appendString appends text, which is valid UTF-8, as JSON. For the scripts of a room, which undo it by a pattern, it
 // escapes nothing but quote, backslash and what JSON forbids, U+0000 to U+001F, which ids do not hold.
 func appendString(b []byte, text string) []byte {

