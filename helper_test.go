@@ -12,6 +12,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/golang-jwt/jwt/v5"
 )
 
 // TestTheClientHelperByItself runs its tests against a socket that is none.
@@ -31,11 +33,14 @@ type helperSite struct {
 	binary string
 	ports  []string
 	nodes  []*program
+
+	settings []string // beside the usual ones
 }
 
-func startHelperSite(t *testing.T, script *nodeProcess) *helperSite {
+func startHelperSite(t *testing.T, script *nodeProcess, settings ...string) *helperSite {
 	t.Helper()
 	s := &helperSite{
+		settings:    settings,
 		realClients: &realClients{nodeProcess: script, told: map[string][]clientNews{}},
 		redis:       spawnRedis(t), binary: buildBinary(t), ports: []string{freePort(), freePort()}, nodes: make([]*program, 2),
 	}
@@ -46,8 +51,8 @@ func startHelperSite(t *testing.T, script *nodeProcess) *helperSite {
 
 func (s *helperSite) start(i int) {
 	s.t.Helper()
-	s.nodes[i] = startProcess(s.t, s.binary, "PORT="+s.ports[i], "REDIS_URL="+s.redis.url, "PRESENCE_TTL_MS=1500",
-		"PRESENCE_REAPER_INTERVAL_MS=100", "PRESENCE_NODE_LEASE_MS=1500", "PRESENCE_DRAIN_MS=0")
+	s.nodes[i] = startProcess(s.t, s.binary, append([]string{"PORT=" + s.ports[i], "REDIS_URL=" + s.redis.url, "PRESENCE_TTL_MS=1500",
+		"PRESENCE_REAPER_INTERVAL_MS=100", "PRESENCE_NODE_LEASE_MS=1500", "PRESENCE_DRAIN_MS=0"}, s.settings...)...)
 	s.nodes[i].address()
 }
 
@@ -316,4 +321,66 @@ func TestTheClientHelperFoldsAndWatches_G3(t *testing.T) {
 	s.do("eye", "stop", command{"room": room})
 	s.await("eye", "gone")
 	s.assertNothingWrong()
+}
+
+// TestNoStateBreaksAConnection: each state that cannot be sent is one error. Nobody sees the member leave, or come back; its other
+// rooms and its heartbeats go on.
+func TestNoStateBreaksAConnection(t *testing.T) {
+	t.Parallel()
+	s := startHelperSite(t, nodeScript(t, "rooms.mjs"))
+	room, other := uniqueRoom(t), uniqueRoom(t)
+	s.do("ann", "open", command{"url": s.url(0)})
+	s.do("bob", "open", command{"url": s.url(1)})
+	s.join("ann", room)
+	s.join("ann", other)
+	s.join("bob", room)
+	before := s.view("ann", room).ConnID
+	s.do("ann", "patchUnsendable", command{"room": room})
+	var codes map[string]string
+	if err := json.Unmarshal(s.await("ann", "refused")[0], &codes); err != nil {
+		t.Fatal(err)
+	}
+	for name, code := range codes {
+		want := CodeInvalidPayload
+		if strings.Contains(name, "large") || strings.Contains(name, "limit") {
+			want = CodeStateTooLarge
+		}
+		if code != string(want) {
+			t.Errorf("%s: %s, want %s", name, code, want)
+		}
+	}
+	s.patch("ann", room, 1)
+	s.converges(room, "ann 1", "bob 0")
+	s.converges(other, "ann 0")
+	s.do("ann", "joinUnsendable", nil)
+	for range codes {
+		s.await("ann", "joined")
+	}
+	for name := range codes {
+		s.converges(name, "ann 0")
+	}
+	if after := s.view("ann", room).ConnID; after != before {
+		t.Error("the connection is another one")
+	}
+	s.assertNothingWrong()
+}
+
+// TestATokenThatRanOutWhileOffline: the client helper says so, and comes back with the token that it is given then.
+func TestATokenThatRanOutWhileOffline(t *testing.T) {
+	t.Parallel()
+	s, room := startHelperSite(t, nodeScript(t, "rooms.mjs"), "PRESENCE_JWT_SECRET="+testSecret), uniqueRoom(t)
+	token := func(more jwt.MapClaims) { s.do("ann", "token", command{"token": hs256.token(more)}) }
+	token(nil)
+	s.do("ann", "open", command{"url": s.url(0)})
+	s.join("ann", room)
+	s.kill(0)
+	s.await("ann", "offline")
+	token(jwt.MapClaims{"exp": time.Now().Add(-time.Minute).Unix()})
+	s.start(0)
+	s.await("ann", "expired")
+	if told := s.await("ann", "error"); string(told[1]) != quoted(string(CodeUnauthorized)) {
+		t.Errorf("the error is %s", told[1])
+	}
+	token(nil)
+	s.await("ann", "joined")
 }

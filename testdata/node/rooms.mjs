@@ -14,6 +14,24 @@ const tell = (...what) => process.stdout.write(`${JSON.stringify(what)}\n`);
 const sockets = {};
 const rooms = {};
 const friends = {};
+const tokens = {};
+
+const large = (letter, bytes) => ({ v: letter.repeat(bytes / Buffer.byteLength(letter)) });
+/** States that no JSON message has, or that the server does not take. */
+const unsendable = {
+  large: () => large('x', 70_000),
+  'large in UTF-8': () => large('€', 66_000),
+  'over the limit of states': () => large('x', 20_000),
+  binary: () => ({ v: new Uint8Array(10) }),
+  file: () => ({ v: new File(['abc'], 'a.txt') }),
+  bigint: () => ({ v: 1n }),
+  throwing: () => ({ v: { toJSON: () => { throw new Error('mine'); } } }),
+  deep: () => JSON.parse(`${'{"v":'.repeat(5_000)}1${'}'.repeat(5_000)}`),
+  circular: () => {
+    const state = {};
+    return (state.v = state);
+  },
+};
 
 /** Tells of an event that the view does not bear out. One that is not loaded wholly bears out little. */
 function check(client, room, { event }) {
@@ -32,12 +50,32 @@ function follow(client, room) {
 
 const commands = {
   open({ client, url }) {
-    const socket = (sockets[client] = io(url, { forceNew: true, transports: ['websocket'], reconnectionDelay: 20, reconnectionDelayMax: 200 }));
+    const auth = (use) => use({ token: tokens[client] });
+    const socket = (sockets[client] = io(url, { auth, forceNew: true, transports: ['websocket'], reconnectionDelay: 20, reconnectionDelayMax: 200 }));
     rooms[client] = {};
     socket.on('connect', () => tell(client, 'connect'));
   },
   join({ client, room: roomId, state, wish }) {
     follow(client, joinRoom(sockets[client], { roomId, userId: client, state, ...wish }));
+  },
+  /** The token that the client gives from now on. */
+  token({ client, token }) {
+    tokens[client] = token;
+  },
+  /** Patches with each state that cannot be sent, one at a time, and tells the codes. */
+  async patchUnsendable({ client, room: roomId }) {
+    const room = rooms[client][roomId];
+    const told = {};
+    for (const [name, make] of Object.entries(unsendable)) {
+      const refused = new Promise((refuse) => room.on('error', refuse));
+      room.patch(make());
+      told[name] = (await refused).code;
+    }
+    tell(client, 'refused', told);
+  },
+  /** Joins with each state that cannot be sent. */
+  joinUnsendable({ client }) {
+    for (const [name, make] of Object.entries(unsendable)) commands.join({ client, room: name, state: make() });
   },
   watch({ client, room: roomId, wish }) {
     follow(client, watchRoom(sockets[client], { roomId, ...wish }));
