@@ -271,6 +271,35 @@ func TestThePageShowsWhoIsThere(t *testing.T) {
 	}
 }
 
+// TestThePageShowsStatesOfAnyKind: clients of other makes may put anything where the page has its texts.
+func TestThePageShowsStatesOfAnyKind(t *testing.T) {
+	t.Parallel()
+	n := startNodeFor(t, miniRedis(t))
+	p := pageUsers{browserScript(t, "page.mjs")}
+	p.open("ann", "http://127.0.0.1:"+n.port()+"/?room=lobby&name=Ann", nil)
+	p.shows("ann", "#status", "live")
+	for name, at := range map[string]struct{ state, says string }{
+		"Object":  {`{"mood":{"kind":"busy"},"note":["a",1]}`, `{"kind":"busy"}: “["a",1]”`},
+		"Array":   {`{"mood":[],"note":{}}`, `[]: “{}”`},
+		"Number":  {`{"mood":0,"note":false}`, `0: “false”`},
+		"Null":    {`{"mood":null,"note":null}`, "here"},
+		"Endless": {`{"mood":"` + strings.Repeat("m", 10_000) + `"}`, strings.Repeat("m", 80) + "…"},
+		"Nothing": {`{}`, "here"},
+	} {
+		u := n.member(t, "lobby", name, at.state)
+		card := fmt.Sprintf(people, "lobby") + fmt.Sprintf(` >> text="%s" >> xpath=ancestor::li`, name)
+		p.shows("ann", card, at.says)
+		u.ok(eventHeartbeat, `{"patchState":{"mood":{"then":[1]}}}`)
+		p.shows("ann", card, `{"then":[1]}`)
+		p.shows("ann", feed, name+` is {"then":[1]}`)
+	}
+	for _, news := range p.told["ann"] {
+		if news.what == "complaint" {
+			t.Errorf("the browser complains: %s", news.rest)
+		}
+	}
+}
+
 // TestEveryStatusHasItsWords: the page knows each status of the helper.
 func TestEveryStatusHasItsWords(t *testing.T) {
 	kinds := regexp.MustCompile(`@typedef \{(.*)\} Status`).FindStringSubmatch(readText(t, "web/presence.js"))
