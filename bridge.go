@@ -37,7 +37,8 @@ const (
 
 // Subscribe calls handler for every event of every room, one at a time, until Stop or the end of ctx. It returns once Redis
 // has confirmed or refused the subscription. While the connection to Redis is lost later on, events are missed: Snapshot
-// tells what became of the rooms. With sharded Pub/Sub, which has no patterns, it is an error.
+// tells what became of the rooms. A panic of handler is logged and loses the subscription in the same way. With sharded Pub/Sub,
+// which has no patterns, it is an error.
 func (s *Service) Subscribe(ctx context.Context, handler func(Event)) error {
 	if s.options.Sharded {
 		return errors.New("sharded Pub/Sub has no pattern subscription")
@@ -49,7 +50,10 @@ func (s *Service) Subscribe(ctx context.Context, handler func(Event)) error {
 		defer detach()
 		defer cancel()
 		for ctx.Err() == nil {
-			err := receive(ctx, s.rdb.PSubscribe(ctx, eventsPattern), func(item any) { s.handle(item, handler, first) })
+			var err error
+			panics(s.options.Logger, "subscription", func() {
+				err = receive(ctx, s.rdb.PSubscribe(ctx, eventsPattern), func(item any) { s.handle(item, handler, first) })
+			})
 			s.options.Logger.Debug("subscription lost", "error", err)
 			if errors.As(err, new(redis.Error)) {
 				tryTell(first, err)
@@ -93,7 +97,7 @@ func tryTell(first chan<- error, err error) {
 func receive(ctx context.Context, ps *redis.PubSub, deliver func(item any)) error {
 	var heard atomic.Bool
 	ctx, cancel := context.WithCancel(ctx)
-	var watch sync.WaitGroup
+	var watch crew
 	watch.Go(func() { probe(ctx, ps, &heard) })
 	defer watch.Wait()
 	defer cancel()
@@ -208,17 +212,41 @@ func newBridge(rdb redis.UniversalClient, sharded bool, about topic, sink bridge
 		incoming: make(chan bridgeItem, bridgeBuffer),
 	}
 	b.ctx, b.stop = context.WithCancel(context.Background())
-	b.work.Go(b.placeLoop)
-	b.work.Go(b.dispatchLoop)
-	b.work.Go(b.probeLoop)
+	b.keep(b.placeLoop, b.renew)
+	b.keep(b.dispatchLoop, b.renew)
+	b.keep(b.probeLoop, nil)
 	b.nudge()
 	return b
+}
+
+func (b *bridge) keep(loop, reset func()) {
+	b.work.Go(func() { keepRunning(b.ctx, b.log, "subscriptions", loop, reset) })
 }
 
 // close ends all subscriptions and waits for them.
 func (b *bridge) close() {
 	b.stop()
 	b.work.Wait()
+}
+
+// renew opens every line anew and places every room that is wanted, so that each is read again.
+func (b *bridge) renew() {
+	b.mu.Lock()
+	for _, l := range b.lines {
+		_ = l.ps.Close() // whoever carries it has its rooms placed anew
+	}
+	for room := range b.wanted {
+		if b.placed[room] == nil {
+			b.changed[room] = struct{}{}
+		}
+	}
+	for room := range b.placed {
+		if !b.wanted[room] {
+			b.changed[room] = struct{}{}
+		}
+	}
+	b.mu.Unlock()
+	b.nudge()
 }
 
 // subscribe asks for the room's messages. It does not wait: the sink hears of it.
@@ -441,7 +469,7 @@ func (b *bridge) probeLines() {
 	if b.sharded {
 		publish = b.rdb.SPublish
 	}
-	var sent sync.WaitGroup
+	var sent crew
 	b.mu.Lock()
 	for _, l := range b.lines {
 		if time.Since(l.opened) > lineOverdue && time.Since(l.heardAt) > lineOverdue {
@@ -475,9 +503,12 @@ func (b *bridge) deafFor() (longest time.Duration) {
 // carry receives from a line until it fails. Its rooms are placed anew then.
 func (b *bridge) carry(l *line) {
 	level := slog.LevelDebug // of a line that never carried anything: the loss of the one before it has been told
-	err := receive(b.ctx, l.ps, func(item any) {
-		level = slog.LevelWarn
-		b.hear(l, item)
+	var err error
+	panics(b.log, "subscriptions", func() {
+		err = receive(b.ctx, l.ps, func(item any) {
+			level = slog.LevelWarn
+			b.hear(l, item)
+		})
 	})
 	if b.ctx.Err() != nil {
 		return

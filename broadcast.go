@@ -57,7 +57,7 @@ type broadcaster struct {
 func newBroadcaster(rdb redis.UniversalClient, local localSockets, log *slog.Logger) *broadcaster {
 	ctx, stop := context.WithCancel(context.Background())
 	b := &broadcaster{uid: rand.Text(), rdb: rdb, local: local, log: log, stop: stop}
-	b.work.Go(func() { b.listen(ctx) })
+	b.work.Go(func() { keepRunning(ctx, log, "application events", func() { b.listen(ctx) }, nil) })
 	return b
 }
 

@@ -6,7 +6,6 @@ import (
 	"maps"
 	"slices"
 	"strings"
-	"sync"
 	"sync/atomic"
 
 	"github.com/redis/go-redis/v9"
@@ -169,7 +168,7 @@ func (s *Service) findAll(ctx context.Context, room, user string, conns []string
 // inParallel calls f with 0 to n-1, some at the same time, and returns one of the errors.
 func inParallel(n int, f func(i int) error) error {
 	var (
-		work sync.WaitGroup
+		work crew
 		next atomic.Int64
 	)
 	errs := make([]error, min(directoryWorkers, n))

@@ -91,8 +91,8 @@ func newHealer(s *Service, hub *hub, lease *lease, log *slog.Logger) *healer {
 	h := &healer{service: s, hub: hub, lease: lease, log: log, rooms: map[*room]struct{}{}, wake: make(chan struct{}, 1)}
 	h.ctx, h.stop = context.WithCancel(context.Background())
 	hub.loss = h
-	h.work.Go(h.loop)
-	h.work.Go(h.watch)
+	h.work.Go(func() { keepRunning(h.ctx, log, "healer", h.loop, h.lostLease) })
+	h.work.Go(func() { keepRunning(h.ctx, log, "healer", h.watch, nil) })
 	return h
 }
 
@@ -191,7 +191,7 @@ func (h *healer) pass(list []*membership) (left []*membership) {
 	var restored, next atomic.Int64
 	var failed atomic.Bool
 	again := make([]bool, len(list))
-	var workers sync.WaitGroup
+	var workers crew
 	for range min(healWorkers, len(list)) {
 		workers.Go(func() {
 			for i := next.Add(1) - 1; i < int64(len(list)); i = next.Add(1) - 1 {
@@ -270,7 +270,7 @@ func (h *healer) watch() {
 func (h *healer) pulse() {
 	ctx, cancel := context.WithTimeout(h.ctx, pulsePeriod)
 	defer cancel()
-	var asked sync.WaitGroup
+	var asked crew
 	for _, r := range h.hub.all(pulseRooms) {
 		asked.Go(func() {
 			known, before := r.known()

@@ -57,7 +57,7 @@ func newLease(s *Service, length time.Duration, log *slog.Logger) *lease {
 // start begins the lease and keeps it until close. lost is called each time that it was lost.
 func (l *lease) start(lost func()) {
 	l.lost = lost
-	l.work.Go(l.loop)
+	l.work.Go(func() { keepRunning(l.ctx, l.log, "lease", l.loop, nil) })
 }
 
 // close ends the renewals. A node that is in no room any more gives its lease up; else others find its members when it is over.

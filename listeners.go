@@ -333,11 +333,11 @@ func (l *listeners) sendCount(now time.Time, t tally) {
 			}
 		}
 	}
-	l.told, l.others = t, nil
 	if len(to) > 0 {
 		l.count.next = now.Add(h.countEvery)
 		h.cast(h.encode.count(Batch{RoomID: p.room, Rev: p.rev, Count: t.count, Users: t.users}), to)
 	}
+	l.told, l.others = t, nil
 }
 
 // due tells whether a time has come. If not, the room is settled then.
@@ -353,6 +353,6 @@ func (l *listeners) due(p *pace, now time.Time) bool {
 func (l *listeners) arm(p *pace, wait time.Duration) {
 	if !p.armed {
 		p.armed = true
-		l.room.hub.later(wait, func() { l.room.windowOver(p) })
+		l.room.hub.later(wait, func() { l.room.try(func() { l.room.windowOver(p) }) })
 	}
 }

@@ -50,7 +50,7 @@ var mutants = []mutant{
 	{"a leave that was missed is not told", "room.go", "if !present[conn] && !spare(old) {", "if !present[conn] && !spare(old) && !MUTANT {"},
 	{"an update that was missed is not told", "room.go", "case old.Rev == e.Rev:", "case old.Rev == e.Rev || MUTANT:"},
 	{"a snapshot keeps old heartbeats", "room.go", "old.LastSeenMs = max(old.LastSeenMs, e.LastSeenMs)", "if MUTANT {\n\t\t\t\tcontinue\n\t\t\t}\n\t\t\told.LastSeenMs = max(old.LastSeenMs, e.LastSeenMs)"},
-	{"frames of a batch stay queued", "room.go", "r.settle()\n\t}\n\th.flush()", "r.settle()\n\t}\n\tif !MUTANT {\n\t\th.flush()\n\t}"},
+	{"frames of a batch stay queued", "room.go", "r.try(r.settle)\n\t}\n\th.flush()", "r.try(r.settle)\n\t}\n\tif !MUTANT {\n\t\th.flush()\n\t}"},
 	{"any epoch is taken", "handlers.go", "if p.HasEpoch && p.Epoch != m.Epoch {", "if p.HasEpoch && p.Epoch != m.Epoch && !MUTANT {"},
 	{"a join of unknown outcome is not taken back", "handlers.go", "if len(before) > 0 || isUnavailable(err) {", "if !MUTANT && (len(before) > 0 || isUnavailable(err)) {"},
 }

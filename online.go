@@ -99,7 +99,7 @@ type watched struct {
 func newOnlookers(s *Service, h *hub, open func(bridgeSink) *bridge, log *slog.Logger) *onlookers {
 	o := &onlookers{service: s, hub: h, open: open, log: log, users: map[string]*watched{}}
 	o.ctx, o.stop = context.WithCancel(context.Background())
-	o.work.Go(o.watchLoop)
+	o.work.Go(func() { keepRunning(o.ctx, log, "watched users", o.watchLoop, nil) })
 	return o
 }
 
@@ -352,11 +352,15 @@ func (o *onlookers) lookLoop() {
 		if w == nil {
 			return
 		}
-		online, p, err := o.check(w.id)
-		if err != nil {
-			o.log.Debug("a watched user cannot be looked at", "error", err)
-		}
-		o.looked(w, err == nil && o.conclude(w, online, p, why, time.Since(began)))
+		clear := false
+		panics(o.log, "watched users", func() {
+			online, p, err := o.check(w.id)
+			if err != nil {
+				o.log.Debug("a watched user cannot be looked at", "error", err)
+			}
+			clear = err == nil && o.conclude(w, online, p, why, time.Since(began))
+		})
+		o.looked(w, clear)
 	}
 }
 

@@ -793,7 +793,7 @@ func (s *Service) unindexLater(gone []Member, noted time.Time) {
 	}
 	if !s.left.busy && len(gone) > 0 && s.ctx.Err() == nil {
 		s.left.busy = true
-		s.work.Go(s.tidy)
+		s.work.Go(func() { keepRunning(s.ctx, s.options.Logger, "index of users", s.tidy, nil) })
 	}
 }
 
@@ -848,7 +848,9 @@ func (s *Service) unindexAll(users map[string]map[string]departure) (failed map[
 		slots <- struct{}{}
 		work.Go(func() {
 			defer func() { <-slots }()
-			if ctx.Err() == nil && s.unindexPlaces(ctx, user, places) == nil {
+			done := false
+			panics(s.options.Logger, "index of users", func() { done = ctx.Err() == nil && s.unindexPlaces(ctx, user, places) == nil })
+			if done {
 				return
 			}
 			cancel()

@@ -37,6 +37,7 @@ type reaper struct {
 	silence  *judge      // of connections
 	loss     *judge      // of nodes
 	fellBack atomic.Bool // Redis' clock, since the last pass
+	probed   sync.Map    // addresses of masters
 }
 
 func newReaper(s *Service) *reaper {
@@ -52,9 +53,13 @@ func newReaper(s *Service) *reaper {
 func (r *reaper) start() {
 	s := r.service
 	s.reaper.Store(r)
-	s.work.Go(r.keepContact)
-	s.work.Go(func() { r.repeat(r.pass) })
-	s.work.Go(func() { r.repeat(r.passNodes) })
+	run := func(loop, reset func()) {
+		s.work.Go(func() { keepRunning(s.ctx, s.options.Logger, "reaper", loop, reset) })
+	}
+	run(r.keepContact, nil)
+	run(func() { r.keepProbing(r.leaseTarget) }, nil)
+	run(func() { r.repeat(r.pass) }, func() { r.fellBack.Store(true) }) // which has it look into every room
+	run(func() { r.repeat(r.passNodes) }, nil)
 }
 
 func (r *reaper) repeat(pass func(context.Context) error) {
@@ -134,11 +139,11 @@ func (r *reaper) lookAt(ctx context.Context, rooms []claimedRoom) []claimedRoom 
 // each calls do for everything in a list, a few at a time.
 func each[T any](list []T, do func(*T)) {
 	work := make(chan *T)
-	var workers sync.WaitGroup
+	var workers crew
 	for range min(claimWorkers, len(list)) {
 		workers.Go(func() {
 			for item := range work {
-				do(item)
+				workers.do(func() { do(item) })
 			}
 		})
 	}

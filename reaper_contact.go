@@ -172,22 +172,20 @@ func (r *reaper) probe(ctx context.Context, t probeTarget) (clock int64, trusted
 // keepContact writes to every master again and again, each by a goroutine of its own, so that one that hangs holds up no other.
 func (r *reaper) keepContact() {
 	s := r.service
-	s.work.Go(func() { r.keepProbing(r.leaseTarget) })
 	cluster, ok := s.rdb.(clusterMasters)
 	if !ok {
 		r.keepProbing(r.roomTarget(""))
 		return
 	}
-	var probed sync.Map // addresses
 	ended := make(chan struct{}, 1)
 	visit := func(_ context.Context, master *redis.Client) error {
 		address := master.Options().Addr
-		if _, already := probed.LoadOrStore(address, true); already {
+		if _, already := r.probed.LoadOrStore(address, true); already {
 			return nil
 		}
 		s.work.Go(func() {
-			r.keepProbing(r.roomTarget(address))
-			probed.Delete(address)
+			keepRunning(s.ctx, s.options.Logger, "reaper", func() { r.keepProbing(r.roomTarget(address)) }, nil)
+			r.probed.Delete(address)
 			select {
 			case ended <- struct{}{}:
 			default:

@@ -123,7 +123,7 @@ func newHub(source roomSource, encode encoders, freshFor time.Duration, log *slo
 	h := &hub{source: source, encode: encode, freshFor: freshFor, batchEvery: 250 * time.Millisecond, countEvery: time.Second, log: log,
 		rooms: map[string]*room{}, readers: make(chan struct{}, roomReaders)}
 	h.ctx, h.stop = context.WithCancel(context.Background())
-	h.work.Go(h.sweepLoop)
+	h.work.Go(func() { keepRunning(h.ctx, log, "rooms", h.sweepLoop, nil) })
 	return h
 }
 
@@ -238,9 +238,7 @@ func (h *hub) sweep() {
 // subscribed is told by the bridge: what was published before may be missing, so the room is read.
 func (h *hub) subscribed(id string) {
 	if r := h.find(id); r != nil {
-		r.mu.Lock()
-		r.reread()
-		r.mu.Unlock()
+		r.check()
 	}
 }
 
@@ -283,7 +281,7 @@ func (h *hub) settle() {
 	h.batch.touched = nil
 	h.batch.mu.Unlock()
 	for _, r := range touched {
-		r.settle()
+		r.try(r.settle)
 	}
 	h.flush()
 }
@@ -325,8 +323,14 @@ func (h *hub) flush() {
 	h.batch.dirty = nil
 	h.batch.mu.Unlock()
 	for _, receiver := range dirty {
-		receiver.flush()
+		h.write(receiver)
 	}
+}
+
+// write has a receiver write what is queued for it. A panic leaves the other receivers alone.
+func (h *hub) write(to receiver) {
+	defer logPanic(h.log, "rooms")
+	to.flush()
 }
 
 // room is the replica of one room and the local sockets that get its events.
@@ -463,16 +467,8 @@ func (r *room) admit(ctx context.Context, w *waiter) error {
 	if err := r.freshen(ctx, w); err != nil {
 		return err
 	}
-	r.mu.Lock()
-	r.waiters = append(r.waiters, w)
-	if time.Since(r.readAt) > r.hub.freshFor && !r.inPages(w) {
-		r.look()
-	}
-	if !r.touched {
-		r.welcome()
-	}
-	r.mu.Unlock()
-	impatient := time.AfterFunc(joinPatience, r.hurry)
+	r.enqueue(w)
+	impatient := r.after(joinPatience, r.hurry)
 	defer impatient.Stop()
 	select {
 	case <-w.answered:
@@ -480,6 +476,26 @@ func (r *room) admit(ctx context.Context, w *waiter) error {
 	case <-ctx.Done():
 		return r.giveUp(w, ctx.Err())
 	}
+}
+
+// enqueue has a waiter answered as soon as its revision is there.
+func (r *room) enqueue(w *waiter) {
+	queued := false
+	defer func() {
+		if !queued { // a panic: nobody waits any more
+			_ = r.giveUp(w, nil)
+		}
+	}()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.waiters = append(r.waiters, w)
+	if time.Since(r.readAt) > r.hub.freshFor && !r.inPages(w) {
+		r.look()
+	}
+	if !r.touched {
+		r.welcome()
+	}
+	queued = true
 }
 
 // inPages tells whether the waiter wants a part of a room that is too large to be read for it. r.mu is held.
@@ -552,8 +568,16 @@ func (r *room) welcome() {
 }
 
 func (r *room) answer() {
-	rest := r.waiters[:0]
-	for _, w := range r.waiters {
+	var rest, open []*waiter
+	rest = r.waiters[:0]
+	defer func() { // after a panic some are open: they go on waiting, also the one whose answer panicked
+		all := r.waiters
+		r.waiters = append(rest, open...)
+		clear(all[len(r.waiters):])
+		r.snapshot = nil
+	}()
+	for i, w := range r.waiters {
+		open = r.waiters[i:]
 		if w.rev > r.replica.rev {
 			rest = append(rest, w)
 			continue
@@ -564,9 +588,7 @@ func (r *room) answer() {
 		}
 		close(w.answered)
 	}
-	clear(r.waiters[len(rest):])
-	r.waiters = rest
-	r.snapshot = nil
+	open = nil
 }
 
 // view is a room as those see it who are answered. It is good for as long as the answer is at work.
@@ -645,11 +667,11 @@ func (r *room) collect(set map[receiver]bool) {
 
 // windowOver sends what was kept until a time.
 func (r *room) windowOver(p *pace) {
+	defer r.hub.flush()
 	r.mu.Lock()
+	defer r.mu.Unlock()
 	p.armed = false
 	r.listeners.settle()
-	r.mu.Unlock()
-	r.hub.flush()
 }
 
 // receive takes a message of the room's channel. It is applied if it follows the replica; one that is already in it is
@@ -690,12 +712,19 @@ func (r *room) apply(e Event) {
 	if e.Reason == ReasonKicked {
 		r.listeners.hasten(e.ConnID)
 	}
+	stored, told := r.replica.stored, false
 	c := r.replica.apply(e)
+	defer func() {
+		if !told {
+			r.replica.takeBack(stored, c)
+		}
+	}()
 	if r.holds() { // Redis does not count whom it has lost
 		c.UserConns = r.replica.users[e.UserID]
 	}
 	delete(r.repair.spared, e.ConnID)
 	r.listeners.tell(c)
+	told = true
 	if (e.Reason == ReasonTimeout || e.Reason == ReasonNodeLost) && r.hub.loss != nil && r.owned[e.ConnID] != nil {
 		r.hub.loss.lostMembers(r) // somebody took it for lost, though its socket lives
 	}
@@ -730,7 +759,7 @@ func (r *room) doubtLater() {
 		return
 	}
 	r.comparing = true
-	time.AfterFunc(replicaPatience, func() {
+	r.after(replicaPatience, func() {
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		r.comparing = false
@@ -759,7 +788,7 @@ func (r *room) look() {
 		return
 	}
 	r.reading = true
-	r.hub.work.Go(r.readLoop)
+	r.hub.work.Go(func() { keepRunning(r.ctx, r.hub.log, "rooms", r.readLoop, r.check) })
 }
 
 func (r *room) readLoop() {
@@ -893,16 +922,12 @@ func (r *room) adopt(s Snapshot, known int, first *replica) bool {
 		r.replica = *first
 	default:
 		r.hastenKicked()
+		stored := r.replica.stored
 		changes := r.replica.adopt(s, r.sparer(s))
 		if !r.readAt.IsZero() {
 			r.hub.metrics.repaired(len(changes))
 		}
-		for _, c := range changes {
-			r.listeners.tell(c)
-			if m := r.owned[c.ConnID]; c.Type == EventLeave && m != nil && m.isOver() { // kicked, and the message was lost
-				r.listeners.expel(c.Event)
-			}
-		}
+		r.tellAll(stored, changes)
 	}
 	r.readAt = time.Now()
 	r.loadOnce.Do(func() { close(r.loaded) })
@@ -912,10 +937,10 @@ func (r *room) adopt(s Snapshot, known int, first *replica) bool {
 	}
 	r.pending = r.pending[known:]
 	r.doubt = !r.applyPending() || r.distrust
-	r.reading = r.doubt || r.readAgain
 	r.checkLater()
 	r.listeners.settle()
 	r.answer()
+	r.reading = r.doubt || r.readAgain // the last step: a read that panics is repeated by who began it
 	return !r.reading
 }
 

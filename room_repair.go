@@ -114,7 +114,7 @@ func (r *room) checkLater() {
 	}
 	r.repair.checking = true
 	due := slices.MinFunc(slices.Collect(maps.Values(r.repair.spared)), time.Time.Compare)
-	time.AfterFunc(max(time.Until(due), checkPause), func() {
+	r.after(max(time.Until(due), checkPause), func() {
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		r.repair.checking = false

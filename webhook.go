@@ -91,7 +91,7 @@ func newWebhook(target, secret string, times hookTimes, m *metrics, log *slog.Lo
 		},
 	}
 	h.ctx, h.stop = context.WithCancel(context.Background())
-	h.work.Go(h.loop)
+	h.work.Go(func() { keepRunning(h.ctx, log, "webhook", h.loop, h.nudge) })
 	return h
 }
 
@@ -128,6 +128,10 @@ func (h *webhook) add(events []hookEvent) {
 	h.waiting = h.waiting[over:]
 	h.mu.Unlock()
 	h.metrics.posted(hookDropped, over)
+	h.nudge()
+}
+
+func (h *webhook) nudge() {
 	select {
 	case h.wake <- struct{}{}:
 	default:
