@@ -58,7 +58,7 @@ func FuzzUnreadable(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		compact, ok := compactObject(b)
 		lim := Limits{StateDepth: 3}
-		fault := lim.unreadable(b) // must not panic, whatever the text
+		_ = lim.unreadable(b) // must not panic, whatever the text
 		if !ok {
 			return
 		}
@@ -69,7 +69,7 @@ func FuzzUnreadable(f *testing.F) {
 				longest = max(longest, len(s.token()))
 			}
 		}
-		if fault = lim.unreadable(compact); (fault != "") != (deepest > 3 || longest > maxNumberChars) {
+		if fault := lim.unreadable(compact); (fault != "") != (deepest > 3 || longest > maxNumberChars) {
 			t.Errorf("%q: %q, %d levels, %d characters", compact, fault, deepest, longest)
 		}
 	})

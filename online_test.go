@@ -279,7 +279,7 @@ func TestALeaveThatANodeDidNotTellIsFoundWithItsLoss(t *testing.T) {
 			if err := n.service.indexRoom(t.Context(), "r", time.Minute); err != nil {
 				t.Fatal(err)
 			}
-			if m, err = n.service.join(t.Context(), m, 0); err != nil {
+			if _, err = n.service.join(t.Context(), m, 0); err != nil {
 				t.Fatal(err)
 			}
 			u.hears("ann", true)
