@@ -81,7 +81,7 @@ func TestBroadcastReachesEachNodeOnce(t *testing.T) {
 		for i := range 10 {
 			for _, sender := range []*broadcaster{one, two} {
 				event := fmt.Sprintf("event %d of %p", i, sender)
-				if err := sender.Broadcast(t.Context(), room, event, i, map[string]any{"id": math.MaxInt64}); err != nil {
+				if err := sender.Broadcast(t.Context(), room, event, i, map[string]any{"id": int64(math.MaxInt64)}); err != nil {
 					t.Fatal(err)
 				}
 				want = append(want, fmt.Sprintf(`["%s"]-[] 42["%s",%d,{"id":9223372036854775807}]`, strings.Trim(fmt.Sprintf("%q", room), `"`), event, i))
@@ -154,7 +154,7 @@ func broadcastFromNode(t *testing.T, node *nodeProcess, ears *localEars, room st
 		{nodeCommand{By: "emitter", Event: "emitter to all"}, `[]-[] 42["emitter to all"]`},
 		{nodeCommand{Rooms: here, Event: "presence:event", Args: []any{1}}, `["ROOM"]-[] 42["presence:event",1]`},
 		{nodeCommand{Rooms: here, Event: "values", Args: []any{
-			0, -1, 127, 128, -32, -33, 255, 256, 65535, 65536, 1 << 31, 1 << 40, -1 << 40, 0.5, -1.5e-7, true, false, nil, "", "é😀\"\\",
+			0, -1, 127, 128, -32, -33, 255, 256, 65535, 65536, int64(1 << 31), int64(1 << 40), int64(-1 << 40), 0.5, -1.5e-7, true, false, nil, "", "é😀\"\\",
 		}}, `["ROOM"]-[] 42["values",0,-1,127,128,-32,-33,255,256,65535,65536,2147483648,1099511627776,-1099511627776,0.5,-1.5e-7,true,false,null,"","é😀\"\\"]`},
 		{nodeCommand{Rooms: here, Event: "nested", Args: []any{map[string]any{"a": []any{[]any{}, map[string]any{}}}}}, `["ROOM"]-[] 42["nested",{"a":[[],{}]}]`},
 		{nodeCommand{Rooms: here, Event: "long", Args: []any{strings.Repeat("x", 70000)}}, `["ROOM"]-[] 42["long","` + strings.Repeat("x", 70000) + `"]`},
@@ -185,7 +185,7 @@ func broadcastToNode(t *testing.T, node *nodeProcess, us *broadcaster, room stri
 	for i, args := range [][]any{
 		{},
 		{1, "two", nil, true, 0.5, []any{}, map[string]any{"a": map[string]any{}}},
-		{int64(1) << 50, -1 << 50, strings.Repeat("é", 40000)},
+		{int64(1) << 50, int64(-1 << 50), strings.Repeat("é", 40000)},
 	} {
 		if err := us.Broadcast(t.Context(), room, "from us", append([]any{i}, args...)...); err != nil {
 			t.Fatal(err)

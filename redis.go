@@ -108,23 +108,17 @@ func redisOptions(rawURL string) (*redis.UniversalOptions, error) {
 	o.DisableIdentity = true
 	o.MaintNotificationsConfig = &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
 	if o.TLSConfig == nil {
-		o.Dialer = quietDialer(o.DialTimeout)
+		o.Dialer = keepAliveDialer(o.DialTimeout)
 	}
 	return o, nil
 }
 
-// quietDialer finds out within 45 s that a server is not there any more.
-func quietDialer(timeout time.Duration) func(ctx context.Context, network, addr string) (net.Conn, error) {
+// keepAliveDialer finds out within 45 s that a server is not there any more.
+func keepAliveDialer(timeout time.Duration) func(ctx context.Context, network, addr string) (net.Conn, error) {
 	dialer := &net.Dialer{Timeout: timeout, KeepAliveConfig: net.KeepAliveConfig{
 		Enable: true, Idle: 30 * time.Second, Interval: 5 * time.Second, Count: 3,
 	}}
-	return func(ctx context.Context, network, addr string) (net.Conn, error) {
-		conn, err := dialer.DialContext(ctx, network, addr)
-		if err != nil {
-			return nil, err
-		}
-		return quiet(conn), nil
-	}
+	return dialer.DialContext
 }
 
 // parseRedisURL takes from the URL where the servers are, how to log in, and what

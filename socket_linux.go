@@ -4,7 +4,6 @@ import (
 	"io"
 	"net"
 	"os"
-	"sync"
 	"syscall"
 	"unsafe"
 )
@@ -51,17 +50,6 @@ func rawIO(call, fd uintptr, data unsafe.Pointer, length int) (int, syscall.Errn
 	return int(n), 0
 }
 
-// quiet gives the same connection with reads and writes by rawIO, where it is a socket.
-func quiet(conn net.Conn) net.Conn {
-	raw := rawConn(conn)
-	if raw == nil {
-		return conn
-	}
-	c := &quietConn{Conn: conn, in: quietReader{raw: raw}}
-	c.in.attempt, c.out.attempt = c.in.read, c.out.write
-	return c
-}
-
 // rawConn is nil where there is no socket.
 func rawConn(conn net.Conn) syscall.RawConn {
 	socket, ok := conn.(syscall.Conn)
@@ -75,20 +63,13 @@ func rawConn(conn net.Conn) syscall.RawConn {
 	return raw
 }
 
-type quietConn struct {
-	net.Conn
-	in  quietReader
-	out transfer
-}
-
-func (c *quietConn) Read(p []byte) (int, error) { return c.in.Read(p) }
-
-func (c *quietConn) Write(p []byte) (int, error) { return c.out.run(c.in.raw.Write, p) }
-
-// quietReader is the half of a connection that is read.
+// quietReader reads a connection by rawIO. One goroutine reads at a time.
 type quietReader struct {
-	raw syscall.RawConn
-	transfer
+	raw     syscall.RawConn
+	attempt func(fd uintptr) bool // bound once: a call then allocates nothing
+	data    []byte                // to read into
+	n       int                   // bytes read
+	errno   syscall.Errno
 }
 
 // start has r read the socket, and is false where conn is none.
@@ -97,88 +78,35 @@ func (r *quietReader) start(conn net.Conn) bool {
 	return r.raw != nil
 }
 
+// Read waits, where there is nothing to read, as the runtime waits for any socket: until the deadline, or the end.
 func (r *quietReader) Read(p []byte) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
 	}
-	n, err := r.run(r.raw.Read, p)
-	if n == 0 && err == nil {
-		err = io.EOF
+	r.data, r.n, r.errno = p, 0, 0
+	err := r.raw.Read(r.attempt)
+	r.data = nil
+	switch {
+	case err != nil:
+		return 0, err
+	case r.errno != 0:
+		return 0, &net.OpError{Op: "read", Net: "tcp", Err: os.NewSyscallError("read", r.errno)}
+	case r.n == 0:
+		return 0, io.EOF
 	}
-	return n, err
+	return r.n, nil
 }
 
-// transfer is a Read or a Write, of which there is one at a time.
-type transfer struct {
-	mu      sync.Mutex
-	attempt func(fd uintptr) bool // bound once: a call then allocates nothing
-	data    []byte                // that is left to transfer
-	done    int                   // bytes
-	errno   syscall.Errno
-}
-
-// run waits, where the socket is not ready, as the runtime waits for any socket: until the deadline, or its end.
-func (t *transfer) run(do func(func(fd uintptr) bool) error, p []byte) (int, error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.data, t.done, t.errno = p, 0, 0
-	err := do(t.attempt)
-	t.data = nil
-	if err == nil && t.errno != 0 {
-		err = &net.OpError{Op: "socket", Net: "tcp", Err: os.NewSyscallError("read or write", t.errno)}
-	}
-	return t.done, err
-}
-
-func (t *transfer) read(fd uintptr) bool {
+func (r *quietReader) read(fd uintptr) bool {
 	for {
-		n, errno := rawIO(syscall.SYS_READ, fd, unsafe.Pointer(&t.data[0]), len(t.data))
+		n, errno := rawIO(syscall.SYS_READ, fd, unsafe.Pointer(&r.data[0]), len(r.data))
 		switch errno {
 		case syscall.EINTR:
 			continue
 		case syscall.EAGAIN:
 			return false
 		}
-		t.done, t.errno = n, errno
+		r.n, r.errno = n, errno
 		return true
 	}
 }
-
-func (t *transfer) write(fd uintptr) bool {
-	for len(t.data) > 0 {
-		n, errno := rawIO(syscall.SYS_WRITE, fd, unsafe.Pointer(&t.data[0]), len(t.data))
-		switch errno {
-		case 0:
-			t.data, t.done = t.data[n:], t.done+n
-		case syscall.EINTR:
-		case syscall.EAGAIN:
-			return false
-		default:
-			t.errno = errno
-			return true
-		}
-	}
-	return true
-}
-
-// SyscallConn is what go-redis takes a look at before each use of a connection. It need not where there is nothing to see:
-// no byte, no end, and no error.
-func (c *quietConn) SyscallConn() (syscall.RawConn, error) {
-	var peeked syscall.Errno
-	err := c.in.raw.Control(func(fd uintptr) { peeked = peek(fd) })
-	if err == nil && peeked == syscall.EAGAIN {
-		return nothingToRead{c.in.raw}, nil
-	}
-	return c.in.raw, err
-}
-
-func peek(fd uintptr) syscall.Errno {
-	var b [1]byte
-	_, _, errno := syscall.RawSyscall6(syscall.SYS_RECVFROM, fd, uintptr(unsafe.Pointer(&b)), 1,
-		syscall.MSG_PEEK|syscall.MSG_DONTWAIT, 0, 0)
-	return errno
-}
-
-type nothingToRead struct{ syscall.RawConn }
-
-func (nothingToRead) Read(func(fd uintptr) bool) error { return nil }

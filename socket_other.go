@@ -10,9 +10,6 @@ import (
 
 func writev(uintptr, [][]byte) (int, error) { return 0, errors.ErrUnsupported }
 
-// quiet makes no difference here.
-func quiet(conn net.Conn) net.Conn { return conn }
-
 // rawConn is nil, so that a goroutine writes, which is slower.
 func rawConn(net.Conn) syscall.RawConn { return nil }
 
