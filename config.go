@@ -40,6 +40,8 @@ type Config struct {
 	RateBurst                int // at least 1 where there is a rate
 	MaxMessageBytes          int
 	MaxPollBytes             int
+	MaxInputPerSecond        int // 0 = no limit
+	MaxInputBytesPerSecond   int // 0 = no limit
 	MaxUnsentBytes           int
 	MaxUnsentTotalBytes      int // 0 = a quarter of the memory that the process may use
 	MaxConnections           int // 0 = no limit
@@ -204,6 +206,8 @@ func settings() []setting {
 		integer("PRESENCE_MAX_ROOM_MEMBERS", 0, 0, many, func(c *Config) *int { return &c.MaxRoomMembers }),
 		integer("PRESENCE_RATE_PER_SECOND", 50, 0, many, func(c *Config) *int { return &c.RatePerSecond }),
 		integer("PRESENCE_RATE_BURST", 100, 0, many, func(c *Config) *int { return &c.RateBurst }),
+		integer("PRESENCE_MAX_INPUT_PER_SECOND", 1000, 0, many, func(c *Config) *int { return &c.MaxInputPerSecond }),
+		integer("PRESENCE_MAX_INPUT_BYTES_PER_SECOND", mebibyte, 0, many, func(c *Config) *int { return &c.MaxInputBytesPerSecond }),
 		integer("PRESENCE_MAX_MESSAGE_BYTES", 65536, 256, 64*mebibyte, func(c *Config) *int { return &c.MaxMessageBytes }),
 		integer("PRESENCE_MAX_POLL_BYTES", mebibyte, 256, 64*mebibyte, func(c *Config) *int { return &c.MaxPollBytes }),
 		integer("PRESENCE_MAX_UNSENT_BYTES", mebibyte, 1, 1024*mebibyte, func(c *Config) *int { return &c.MaxUnsentBytes }),

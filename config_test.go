@@ -16,7 +16,7 @@ func TestConfigDefaults(t *testing.T) {
 		TTL: 30 * time.Second, ReaperInterval: 3 * time.Second, ReaperLookback: time.Minute,
 		NodeLease: 10 * time.Second, Drain: 2 * time.Second, Batch: 250 * time.Millisecond,
 		MaxIDBytes: 200, MaxStateBytes: 16384, MaxStateDepth: 64, MaxRoomsPerSocket: 32, MaxWatchedUsers: 500,
-		RatePerSecond: 50, RateBurst: 100, MaxMessageBytes: 65536, MaxPollBytes: 1048576, MaxUnsentBytes: 1048576,
+		RatePerSecond: 50, RateBurst: 100, MaxInputPerSecond: 1000, MaxInputBytesPerSecond: 1048576, MaxMessageBytes: 65536, MaxPollBytes: 1048576, MaxUnsentBytes: 1048576,
 		Origins: []string{"*"}, SocketIOAdapter: true, Demo: true, LogLevel: slog.LevelInfo, LogFormat: "text",
 	}
 	for name, environ := range map[string][]string{
@@ -45,7 +45,7 @@ func TestEverySetting(t *testing.T) {
 		"PRESENCE_DRAIN_WAIT_MS=8", "PRESENCE_DRAIN_MS=0", "PRESENCE_BATCH_MS=99",
 		"PRESENCE_MAX_ID_BYTES=1", "PRESENCE_MAX_STATE_BYTES=2", "PRESENCE_MAX_STATE_DEPTH=18", "PRESENCE_MAX_ROOMS_PER_SOCKET=3",
 		"PRESENCE_MAX_ROOM_MEMBERS=4", "PRESENCE_MAX_WATCHED_USERS=5", "PRESENCE_RATE_PER_SECOND=6",
-		"PRESENCE_RATE_BURST=17", "PRESENCE_MAX_MESSAGE_BYTES=256", "PRESENCE_MAX_POLL_BYTES=257",
+		"PRESENCE_RATE_BURST=17", "PRESENCE_MAX_INPUT_PER_SECOND=20", "PRESENCE_MAX_INPUT_BYTES_PER_SECOND=21", "PRESENCE_MAX_MESSAGE_BYTES=256", "PRESENCE_MAX_POLL_BYTES=257",
 		"PRESENCE_MAX_UNSENT_BYTES=9", "PRESENCE_MAX_UNSENT_TOTAL_BYTES=12",
 		"PRESENCE_MAX_CONNECTIONS=11", "PRESENCE_MAX_CONNECTIONS_PER_ADDRESS=10", "PRESENCE_ORIGINS=https://a.example",
 		"PRESENCE_JWT_SECRET=0123456789abcdef0123456789abcdef", "PRESENCE_JWT_ISSUER=i", "PRESENCE_JWT_AUDIENCE=a",
@@ -58,7 +58,7 @@ func TestEverySetting(t *testing.T) {
 		ReaperLookback: 30001 * time.Millisecond, NodeLease: 500 * time.Millisecond, Grace: 7 * time.Millisecond,
 		DrainWait: 8 * time.Millisecond, Batch: 99 * time.Millisecond,
 		MaxIDBytes: 1, MaxStateBytes: 2, MaxStateDepth: 18, MaxRoomsPerSocket: 3, MaxRoomMembers: 4, MaxWatchedUsers: 5, RatePerSecond: 6,
-		RateBurst: 17, MaxMessageBytes: 256, MaxPollBytes: 257, MaxUnsentBytes: 9, MaxUnsentTotalBytes: 12, MaxConnections: 11, MaxConnectionsPerAddress: 10,
+		RateBurst: 17, MaxInputPerSecond: 20, MaxInputBytesPerSecond: 21, MaxMessageBytes: 256, MaxPollBytes: 257, MaxUnsentBytes: 9, MaxUnsentTotalBytes: 12, MaxConnections: 11, MaxConnectionsPerAddress: 10,
 		Origins: []string{"https://a.example"}, JWTSecret: "0123456789abcdef0123456789abcdef", JWTIssuer: "i", JWTAudience: "a",
 		APIKey: "k", ShardedPubSub: true, PongKeepsAlive: true, WebhookURL: "https://hook", WebhookSecret: "s",
 		LogLevel: slog.LevelError, LogFormat: "json",

@@ -44,6 +44,7 @@ type socketOptions struct {
 	MaxMessageBytes int           // one message
 	MaxPollBytes    int           // one polling body, of several messages
 	MaxUnsentBytes  int           // waiting for one client; one message alone may be larger; 0 = any number
+	Input           *inputLimits  // of what one client sends; nil = none
 	Unsent          *unsent       // counts what waits for all clients; nil = it is not counted
 	Origins         []string      // allowed in the Origin header, as parseOrigin returns them; "*" = all
 	Logger          *slog.Logger

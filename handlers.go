@@ -174,11 +174,11 @@ func (c *connection) event(name string, args []json.RawMessage, id ackID) {
 	case eventUnwatch:
 		answer = c.unwatch
 	}
-	if !c.affords(name) {
-		c.tooMany(name, answer != nil, id)
+	if answer == nil {
 		return
 	}
-	if answer == nil {
+	if !c.affords(name) {
+		c.tooMany(name, id)
 		return
 	}
 	var payload []byte
@@ -192,7 +192,8 @@ func (c *connection) event(name string, args []json.RawMessage, id ackID) {
 	c.workers.do(func() { c.answer(name, answer, payload, id) })
 }
 
-// affords charges an event to the budget of the socket. A heartbeat of one that is in no room costs nothing.
+// affords charges a request to the budget of the socket. A heartbeat of one that is in no room costs nothing: like events that
+// are no requests, it counts as input only.
 func (c *connection) affords(name string) bool {
 	if c.rate == nil || name == eventHeartbeat && len(c.rooms) == 0 {
 		return true
@@ -201,11 +202,9 @@ func (c *connection) affords(name string) bool {
 }
 
 // tooMany refuses an event over the rate, and closes a socket that goes on and on.
-func (c *connection) tooMany(name string, known bool, id ackID) {
+func (c *connection) tooMany(name string, id ackID) {
 	limited := c.refusal(name, &Error{Code: CodeRateLimited, Message: "too many events, wait a while"})
-	if known {
-		c.client.ack(id, limited.appendAck(nil))
-	}
+	c.client.ack(id, limited.appendAck(nil))
 	if c.budget.flooded(c.rate.now()) {
 		c.refusals.add(refusedFlood)
 		c.client.closeFor(errFlood)

@@ -37,6 +37,7 @@ const (
 
 var (
 	errFlood = closeError{ws.StatusPolicyViolation, "too many events"}
+	errInput = closeError{ws.StatusPolicyViolation, "too much input"}
 	errLate  = closeError{ws.StatusPolicyViolation, "no CONNECT in time"}
 )
 
@@ -54,6 +55,8 @@ func (r *refusals) end(cause error) {
 		r.add(refusedSize)
 	case errors.Is(cause, errTooSlow):
 		r.add(refusedSlow)
+	case errors.Is(cause, errInput):
+		r.add(refusedFlood)
 	}
 }
 
@@ -103,6 +106,15 @@ func (b *bucket) take(r *rate, now time.Duration) bool {
 	}
 	*b = bucket(whole)
 	return true
+}
+
+// charge takes n in any case, and returns for how long the budget is overdrawn.
+func (b *bucket) charge(r *rate, n int, now time.Duration) (over time.Duration) {
+	if r == nil {
+		return 0
+	}
+	*b = bucket(max(time.Duration(*b), now) + time.Duration(n)*r.interval)
+	return max(0, time.Duration(*b)-now-r.window)
 }
 
 func (b *bucket) giveBack(r *rate) { *b -= bucket(r.interval) }

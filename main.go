@@ -243,6 +243,7 @@ func (n *node) wire(config Config) {
 		MaxMessageBytes: config.MaxMessageBytes,
 		MaxPollBytes:    config.MaxPollBytes,
 		MaxUnsentBytes:  config.MaxUnsentBytes,
+		Input:           newInputLimits(config.MaxInputPerSecond, config.MaxInputBytesPerSecond),
 		Unsent:          newUnsent(cmp.Or(config.MaxUnsentTotalBytes, unsentTotal(memoryLimit()))),
 		Origins:         config.Origins,
 		Logger:          n.log,

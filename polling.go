@@ -45,11 +45,12 @@ type polled struct {
 	final   bool         // closes when unsent is 0
 	stalled *time.Timer  // runs while messages wait and no poll comes
 	socket  *webSocket   // beside polling, or instead of it
+	meter   meter        // of what comes by requests
 }
 
 // beginPolling reports whether there is a new connection, which then calls release at its end.
 func (s *sockets) beginPolling(w http.ResponseWriter, r *http.Request, release func()) bool {
-	p := &polled{sockets: s, sid: newID(), release: release}
+	p := &polled{sockets: s, sid: newID(), release: release, meter: s.Input.newMeter(r.RemoteAddr)}
 	p.client = s.newClient(r, p)
 	p.mu.Lock() // whoever closes the connection from now on waits until it is complete
 	entered := s.enter(p.client, p)
@@ -252,10 +253,34 @@ func (p *polled) poll(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	stop := context.AfterFunc(r.Context(), p.client.close) // a client that gives up a poll gives up the session
+	if err := p.admit(0); err != nil {
+		p.tooMuch()
+	}
 	answer := p.await()
 	stop()
 	p.polling.Store(false) // the next one may come as soon as this one is answered
 	p.deliver(w, answer)
+}
+
+// admit counts what a client sends by a request, and waits while that is too much.
+func (p *polled) admit(bytes int) error {
+	p.mu.Lock()
+	wait, err := p.meter.take(bytes)
+	p.mu.Unlock()
+	holdBack(wait, p.closed)
+	return err
+}
+
+func (p *polled) closed() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.state == pollClosed
+}
+
+// tooMuch closes a client that goes on to send too much.
+func (p *polled) tooMuch() {
+	p.sockets.Refusals.add(refusedFlood)
+	p.client.closeFor(errInput)
 }
 
 // await returns the answer to a poll, which comes when the session is closed or upgraded at the latest.

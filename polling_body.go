@@ -75,6 +75,9 @@ func (p *polled) takePost(w http.ResponseWriter, r *http.Request) *refusal {
 		p.sockets.Refusals.add(refusedSize)
 		return refuseWith(http.StatusRequestEntityTooLarge, 3, "Payload too large")
 	}
+	if errors.Is(err, errInput) {
+		p.tooMuch()
+	}
 	p.client.close()
 	return badRequest()
 }
@@ -91,6 +94,9 @@ func (p *polled) payload(w http.ResponseWriter, r *http.Request) (err error) {
 	defer func() { _ = body.control.SetReadDeadline(time.Time{}) }()
 	for {
 		message, last, err := body.next()
+		if err == nil {
+			err = p.admit(len(message))
+		}
 		if err == nil {
 			err = takePacket(p.client, p.heart, message)
 		}

@@ -107,8 +107,9 @@ func startFrame(op ws.OpCode, n int) frame {
 // webSocket is one connection: reading is for the goroutine that owns it, writing and closing for anybody.
 type webSocket struct {
 	outbox
-	from quietReader
-	in   frameReader
+	from  quietReader
+	in    frameReader
+	meter meter
 }
 
 // accept answers the WebSocket handshake and takes the connection from the HTTP server, whose buffers go with the
@@ -129,7 +130,7 @@ func accept(w http.ResponseWriter, r *http.Request, o *socketOptions) (*webSocke
 		_ = conn.Close()
 		return nil, fmt.Errorf("WebSocket handshake: %w", err)
 	}
-	x := &webSocket{}
+	x := &webSocket{meter: o.Input.newMeter(r.RemoteAddr)}
 	x.init(conn, bytes.Clone(early), o)
 	return x, nil
 }
@@ -144,9 +145,19 @@ func (x *webSocket) init(conn net.Conn, early []byte, o *socketOptions) {
 		from = io.MultiReader(bytes.NewReader(early), from)
 	}
 	x.in = frameReader{in: bufio.NewReaderSize(from, readBuffer), max: o.MaxMessageBytes, state: ws.StateServerSide}
+	if o.Input != nil {
+		x.in.admit = x.admit
+	}
 	x.outbox = outbox{conn: conn, limit: o.MaxUnsentBytes, timeout: o.WriteTimeout, take: o.TakeTimeout, total: o.Unsent}
 	x.raw = rawConn(conn) // without one, a goroutine writes
 	x.attempt = x.writeOnce
+}
+
+// admit counts a frame, and waits while the client has sent too much.
+func (x *webSocket) admit(bytes int) error {
+	wait, err := x.meter.take(bytes)
+	holdBack(wait, x.closing)
+	return err
 }
 
 // receive returns the next text message, and answers control frames on the way. At most the first readBuffer bytes of
@@ -204,7 +215,8 @@ func kept(message []byte) []byte {
 // frameReader takes apart what a client sends, as RFC 6455 wants it from a server without extensions.
 type frameReader struct {
 	in      *bufio.Reader
-	max     int // bytes of one message, all its fragments together
+	max     int                   // bytes of one message, all its fragments together
+	admit   func(bytes int) error // is asked before a frame's payload is read, and may wait; nil = every frame is welcome
 	state   ws.State
 	message []byte                     // the fragments so far
 	parts   int                        // how many
@@ -217,6 +229,11 @@ func (r *frameReader) next() (ws.OpCode, []byte, error) {
 		h, err := r.header()
 		if err != nil {
 			return 0, nil, err
+		}
+		if r.admit != nil {
+			if err := r.admit(int(h.Length)); err != nil {
+				return 0, nil, err
+			}
 		}
 		if h.OpCode.IsControl() {
 			payload, err := r.small(h)
