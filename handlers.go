@@ -59,6 +59,7 @@ type handlers struct {
 	onlookers *onlookers
 	metrics   *metrics
 	log       *slog.Logger
+	debts     debts // joins and other events
 	draining  atomic.Bool
 	deadlines deadlines
 	everyone  func(func(*client)) // calls back for each client of this node
@@ -67,6 +68,7 @@ type handlers struct {
 // connect is called by the session layer for each new client.
 func (h *handlers) connect(c *client, auth []byte) (p peer, refusal []byte) {
 	conn := &connection{handlers: h, client: c, rooms: map[string]*membership{}}
+	conn.inherit()
 	if h.tokens == nil {
 		return conn, nil
 	}
@@ -199,6 +201,21 @@ func (c *connection) affords(name string) bool {
 		return true
 	}
 	return c.budget.of(name).take(c.rate, c.rate.now())
+}
+
+// inherit gives the socket its budget, or what an earlier one of its address has left.
+func (c *connection) inherit() {
+	if c.rate != nil {
+		used := c.debts.inherit(origin(c.client.addr), c.rate.now())
+		c.budget.joins, c.budget.others = used[0], used[1]
+	}
+}
+
+// bequeath keeps what the socket has used for the next one of its address.
+func (c *connection) bequeath() {
+	if c.rate != nil {
+		c.debts.leave(origin(c.client.addr), [2]bucket{c.budget.joins, c.budget.others}, c.rate.now(), c.rate.window/2)
+	}
 }
 
 // tooMany refuses an event over the rate, and closes a socket that goes on and on.
@@ -590,6 +607,7 @@ func (c *connection) confirm(ctx context.Context, m Member, how removal) error {
 // ended is called once, after the last event.
 func (c *connection) ended(reason endReason) {
 	c.expiry.stop()
+	c.bequeath()
 	ctx := c.deadlines.next()
 	c.unwatchAll()
 	grace := c.service.options.Grace

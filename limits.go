@@ -19,7 +19,7 @@ const (
 	// Times of the HTTP server.
 	headerTimeout = 10 * time.Second // for the header of a request to arrive, and for its body
 	answerTimeout = 30 * time.Second // for a client to take an answer; open polls have times of their own
-	idleTimeout   = 2 * time.Minute  // between two requests of one connection
+	idleTimeout   = 15 * time.Second // between two requests of one connection
 
 	maxHeaderBytes = 32 << 10
 )
@@ -143,7 +143,7 @@ func (b *budget) flooded(now time.Duration) bool {
 	return b.refused >= maxRefusals
 }
 
-// gate bounds the connections of a node. 0 = no limit.
+// gate bounds the clients of a node, each from its handshake on, whatever TCP connections it uses. 0 = no limit.
 type gate struct {
 	max, perAddress int
 	refusals        *refusals
@@ -197,13 +197,15 @@ func origin(remote string) netip.Prefix {
 
 // newHTTPServer bounds what a client may do with time and memory before and between requests.
 func newHTTPServer(h http.Handler) *http.Server {
-	return &http.Server{
+	s := &http.Server{
 		Handler:           boundBodies(h),
 		ReadHeaderTimeout: headerTimeout,
 		WriteTimeout:      answerTimeout,
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeaderBytes,
 	}
+	trackRequests(s)
+	return s
 }
 
 // boundBodies gives the body of every request its time: a handler that does not read it leaves that to the HTTP server,

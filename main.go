@@ -233,7 +233,9 @@ func (n *node) wire(config Config) {
 		return newBridge(n.redis, config.ShardedPubSub, aboutUsers, sink, n.log)
 	}, n.log)
 	n.handlers.onlookers = n.onlookers
-	gate := newGate(config.MaxConnections, config.MaxConnectionsPerAddress, n.handlers.refusals)
+	accepted := newAcceptLimits(config.MaxConnections, config.MaxConnectionsPerAddress, descriptorLimit("/proc/self/limits"))
+	n.listener = newBoundedListener(n.listener, accepted, n.handlers.refusals)
+	gate := newGate(cmp.Or(config.MaxConnections, accepted.most), config.MaxConnectionsPerAddress, n.handlers.refusals)
 	n.sockets = newSockets(socketOptions{
 		PingInterval:    pingInterval,
 		PingTimeout:     20 * time.Second,

@@ -29,6 +29,20 @@ func memoryLimit() int64 {
 	return min(limit, groupMemory("/proc/self/cgroup", "/sys/fs/cgroup"))
 }
 
+// descriptorLimit reads how many files and sockets the process may open from a file of the form of /proc/self/limits
+// (proc(5)). It is 0 where that is not known.
+func descriptorLimit(file string) int {
+	for _, line := range linesOf(file) {
+		if rest, ok := strings.CutPrefix(line, "Max open files"); ok {
+			if fields := strings.Fields(rest); len(fields) > 0 {
+				n, _ := strconv.Atoi(fields[0]) // else "unlimited"
+				return n
+			}
+		}
+	}
+	return 0
+}
+
 // machineMemory reads the size of the machine's memory from a file of the form of /proc/meminfo (proc(5)).
 func machineMemory(file string) int64 {
 	for _, line := range linesOf(file) {

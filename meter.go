@@ -2,12 +2,11 @@ package main
 
 import (
 	"net/netip"
-	"sync"
 	"time"
 )
 
 const (
-	inputBurst    = 10 * time.Second       // of input at the full rate that a socket may send at once
+	inputBurst    = 12 * time.Second       // of input at the full rate that a socket may send at once
 	inputPatience = 10 * time.Second       // for which a socket may be held back without a pause
 	inputPause    = time.Second            // of its rate that a socket has to leave unused for a pause
 	inputStep     = 5 * time.Millisecond   // shorter waits are left to add up: a sleep costs more than they are worth
@@ -20,9 +19,7 @@ type inputLimits struct {
 	packets, bytes *rate         // nil = no limit
 	patience       time.Duration // for which a socket may be held back without a pause
 	begin          time.Time
-
-	mu       sync.Mutex
-	overdrew map[netip.Prefix]time.Duration // addresses of sockets that were closed for their input, and when that is over
+	debts          debts // packets and bytes
 }
 
 // newInputLimits takes the limits per second; 0 = no limit.
@@ -32,7 +29,6 @@ func newInputLimits(packets, bytes int) *inputLimits {
 		bytes:    inputRate(bytes),
 		patience: inputPatience,
 		begin:    time.Now(),
-		overdrew: map[netip.Prefix]time.Duration{},
 	}
 }
 
@@ -51,19 +47,21 @@ type meter struct {
 	held           time.Duration // when the socket was first held back since its last pause; 0 = it was not
 }
 
-// newMeter gives a socket its budget. One whose address has just lost another socket for its input has no burst.
+// newMeter gives a socket its budget, or what an earlier one of its address has left.
 func (l *inputLimits) newMeter(remote string) meter {
 	m := meter{limits: l, from: origin(remote)}
-	if l == nil {
-		return m
-	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	now := time.Since(l.begin)
-	if until, known := l.overdrew[m.from]; known && now < until {
-		m.packets, m.bytes = bucket(now+inputBurst), bucket(now+inputBurst)
+	if l != nil {
+		used := l.debts.inherit(m.from, time.Since(l.begin))
+		m.packets, m.bytes = used[0], used[1]
 	}
 	return m
+}
+
+// end keeps what the socket has used for the next one of its address.
+func (m *meter) end() {
+	if l := m.limits; l != nil {
+		l.debts.leave(m.from, [2]bucket{m.packets, m.bytes}, time.Since(l.begin), inputBurst/2)
+	}
 }
 
 // take counts a packet of so many bytes. It returns for how long the socket is not to be read from, or errInput when it has
@@ -84,22 +82,9 @@ func (m *meter) take(bytes int) (wait time.Duration, err error) {
 	case m.held == 0:
 		m.held = now
 	case now-m.held > l.patience:
-		l.remember(m.from, now+inputBurst)
 		return 0, errInput
 	}
 	return wait, nil
-}
-
-// remember has new sockets of an address begin without a burst until then.
-func (l *inputLimits) remember(from netip.Prefix, until time.Duration) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for address, over := range l.overdrew {
-		if over < until-inputBurst {
-			delete(l.overdrew, address)
-		}
-	}
-	l.overdrew[from] = until
 }
 
 // holdBack waits while closing is false.

@@ -71,6 +71,7 @@ func (s *sockets) beginPolling(w http.ResponseWriter, r *http.Request, release f
 // itself, in an event. Call it under mu.
 func (p *polled) ended(why error) {
 	p.heart.stop()
+	p.meter.end()
 	s := p.sockets
 	s.mu.Lock()
 	delete(s.polled, p.sid)

@@ -194,6 +194,7 @@ func closeReply(payload []byte) closeError {
 // end closes the connection after its reader stopped with cause, and returns when nothing of it is left. A client that
 // broke the protocol is told so; one that went away is not waited for.
 func (x *webSocket) end(cause error) {
+	x.meter.end()
 	var told closeError
 	switch {
 	case errors.As(cause, &told):
