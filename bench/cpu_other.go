@@ -8,3 +8,5 @@ import (
 )
 
 func cpuTime(int) (time.Duration, error) { return 0, errors.ErrUnsupported }
+
+func maxDescriptors() (int, error) { return 0, errors.ErrUnsupported }

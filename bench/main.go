@@ -7,11 +7,16 @@
 // For each mode it starts a Redis without persistence and one server, or several with -nodes, as processes of their own on
 // the loopback; connects the clients; measures for a window of time; and stops all of it. -server names another binary, or
 // the http:// URL of a server that runs already, -redis the URL of a Redis: what bench did not start has no CPU column. A
-// word stands for all modes that begin with it: fanout, idle, scale, crowd, redis, single, cluster and sharded.
+// word stands for all modes that begin with it: fanout, idle, scale, crowd, redis, single, cluster, sharded and attack.
 //
-// The last four have no servers and no sockets: they make the calls that servers would make for 50,000 members, against one
-// Redis or three masters, as many in a round trip as a server sends at most, or one (single). -nodes is then how many nodes
-// are subscribed to each room. The store is their own, whatever -redis says. crowd is one large room in which few change.
+// redis, single, cluster and sharded have no servers and no sockets: they make the calls that servers would make for 50,000
+// members, against one Redis or three masters, as many in a round trip as a server sends at most, or one (single). -nodes is
+// then how many nodes are subscribed to each room. The store is their own, whatever -redis says. crowd is one large room in
+// which few change.
+//
+// The attacks, which all does not include, load a server as hostile clients would, and time the heartbeats of 50 ordinary
+// members meanwhile. They refuse addresses that are not on the loopback. -clients is the number of attackers, and attackers
+// and members share this process: latencies above the server's own are possible when the machine has no core to spare.
 //
 // CPU is the time that the server's or Redis' process used within the window, divided by the operations of the window. The
 // load generator has a process of its own and does not count; but it shares the machine's cores, so rates and latencies

@@ -145,6 +145,18 @@ func (m *meter) residentBytes() (sum int64, err error) {
 	return sum, nil
 }
 
+// descriptors is how many files and sockets the servers have open.
+func (m *meter) descriptors() (sum int64, err error) {
+	for _, pid := range m.servers {
+		open, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
+		if err != nil {
+			return 0, err
+		}
+		sum += int64(len(open))
+	}
+	return sum, nil
+}
+
 // measurement is what happened between begin and end.
 type measurement struct {
 	from, to         usage

@@ -26,6 +26,7 @@ type mode struct {
 	count     func(l *load, done tally) (n int64)          // operations among what was done
 	attempt   func(context.Context, trial) (result, error) // default: clients, as driven
 	target    struct{ server, redis, kilobytes float64 }   // w, w, KB per connection; 0 = none
+	attack    *attack                                      // nil = none
 	bare
 }
 
@@ -71,7 +72,7 @@ func allModes() []mode {
 		modes = append(modes, mode{name: fmt.Sprintf("scale-%d", n), operation: "event delivered", clients: n, perRoom: 10,
 			rate: 0.2 * float64(n), seconds: 10, request: (*client).patch, drive: paced, count: deliveries})
 	}
-	return slices.Concat(modes, crowdModes(), storeModes())
+	return slices.Concat(modes, crowdModes(), storeModes(), attackModes())
 }
 
 func answers(_ *load, done tally) int64    { return done.answers }
@@ -102,7 +103,7 @@ func chosenModes(s settings) (chosen []mode, err error) {
 	used := make([]bool, len(names))
 	for _, m := range allModes() {
 		i := slices.IndexFunc(names, func(n string) bool {
-			return n == "all" || n == m.name || strings.HasPrefix(m.name, n+"-") && !slices.Contains(exact, n)
+			return n == "all" && m.attack == nil || n == m.name || strings.HasPrefix(m.name, n+"-") && !slices.Contains(exact, n)
 		})
 		if i >= 0 {
 			used[i] = true
@@ -147,6 +148,9 @@ func (m mode) window() time.Duration { return time.Duration(m.seconds * float64(
 func (m mode) warmUp() time.Duration { return min(m.window()/4, time.Second) }
 
 func (m mode) about() string {
+	if m.attack != nil {
+		return fmt.Sprintf("%d attackers, %d victims", m.clients, victims)
+	}
 	text := fmt.Sprintf("%d clients, %d rooms", m.clients, m.rooms())
 	switch {
 	case m.rate > 0:

@@ -143,6 +143,9 @@ func (s *site) startServer(ctx context.Context, t trial, number int, redis strin
 	}
 	_, port, _ := net.SplitHostPort(address)
 	cmd := exec.Command(t.settings.server)
+	if a := t.mode.attack; a != nil && a.files > 0 {
+		cmd = exec.Command("sh", "-c", fmt.Sprintf(`ulimit -n %d && exec "$0"`, a.files), t.settings.server)
+	}
 	cmd.Env = append(os.Environ(), "PORT="+port, "REDIS_URL="+redis, "PRESENCE_RATE_PER_SECOND=0")
 	cmd.Env = append(cmd.Env, t.mode.env...)
 	p, err := start(ctx, filepath.Join(t.dir, "server-"+strconv.Itoa(number)+".log"), cmd, func() bool {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"text/tabwriter"
@@ -55,6 +56,8 @@ type result struct {
 	BytesPerReceiver  float64   `json:"bytesPerReceiver,omitempty"`  // in a second
 	BytesPerMember    float64   `json:"bytesPerMember,omitempty"`    // in Redis
 	MasterPercent     []float64 `json:"masterPercent,omitempty"`     // of a core, of each
+
+	Attack *attackResult `json:"attack,omitempty"`
 }
 
 // cost is CPU time: of one operation, where the mode has operations, and as a share of one core over the window.
@@ -79,6 +82,21 @@ func (r *result) price(before, after time.Duration) {
 
 // table prints the results for people.
 func (r report) table(out io.Writer) error {
+	costs, attacks := r, r
+	costs.Results = slices.DeleteFunc(slices.Clone(r.Results), func(x result) bool { return x.Attack != nil })
+	attacks.Results = slices.DeleteFunc(slices.Clone(r.Results), func(x result) bool { return x.Attack == nil })
+	if len(attacks.Results) == 0 {
+		return costs.costTable(out)
+	}
+	if len(costs.Results) > 0 {
+		if err := costs.costTable(out); err != nil {
+			return err
+		}
+	}
+	return attacks.attackTable(out)
+}
+
+func (r report) costTable(out io.Writer) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(w, "mode\tclients\trooms\tper second\tserver %\tµs\tw\ttarget\tRedis %\tµs\tw\ttarget\tp50 ms\tp95\tp99\tmax\tlost\tdoubled\tdisordered\tKB/conn\tframes/s\tbytes/s\tB/member\tmasters %\tw µs\t")
 	for _, x := range r.Results {
@@ -155,6 +173,9 @@ func (r report) faults() (err error) {
 		if x.Lost+x.Doubled+x.Disordered+x.Refused > 0 {
 			err = errors.Join(err, fmt.Errorf("%s: %d events lost, %d doubled, %d disordered, %d requests refused",
 				x.Mode, x.Lost, x.Doubled, x.Disordered, x.Refused))
+		}
+		if x.Attack != nil {
+			err = errors.Join(err, x.Attack.fault(x.Mode))
 		}
 	}
 	return err

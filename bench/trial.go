@@ -13,8 +13,11 @@ type trial struct {
 	dir      string // for files of the processes
 }
 
-// run measures w before and after, with nothing else at work.
+// run measures w before and after, with nothing else at work. An attack has no costs.
 func (t trial) run(ctx context.Context) (result, error) {
+	if t.mode.attack != nil {
+		return t.mode.attempt(ctx, t)
+	}
 	before, err := measureFloor(ctx, t.settings.floorRounds)
 	if err != nil {
 		return result{}, err

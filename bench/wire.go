@@ -122,6 +122,8 @@ func (f *frames) next() (ws.OpCode, []byte, error) {
 	}
 }
 
+var errUnexpected = errors.New("unexpected answer")
+
 // expect waits for a text frame that begins so.
 func (f *frames) expect(prefix string) error {
 	op, payload, err := f.next()
@@ -129,7 +131,7 @@ func (f *frames) expect(prefix string) error {
 		return fmt.Errorf("waiting for %q: %w", prefix, err)
 	}
 	if op != ws.OpText || !bytes.HasPrefix(payload, []byte(prefix)) {
-		return fmt.Errorf("got %q instead of %q", payload[:min(len(payload), 100)], prefix)
+		return fmt.Errorf("%w: %q instead of %q", errUnexpected, payload[:min(len(payload), 100)], prefix)
 	}
 	return nil
 }
