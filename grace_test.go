@@ -7,6 +7,7 @@ import (
 	"net"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -207,6 +208,12 @@ func TestAReaperEndsAHoldWhoseNodeDied_G5(t *testing.T) {
 				}
 				assertAgree(t, dying, room)
 				o.ReaperInterval = interval
+				var counted atomic.Int64
+				o.OnLeave = func(reason Reason, members int) {
+					if reason == ReasonDisconnected {
+						counted.Add(int64(members))
+					}
+				}
 				reapers := []*Service{startService(t, b.open(t), o), startService(t, b.open(t), o)}
 				eventually(t, 10*time.Second, "all have left", func() bool { return len(events.all()) == 20 })
 				last := int64(0)
@@ -217,6 +224,7 @@ func TestAReaperEndsAHoldWhoseNodeDied_G5(t *testing.T) {
 					}
 				}
 				t.Logf("the last of 10 left %d ms after it broke; grace %v, reaper interval %v", last, dying.options.Grace, interval)
+				eventually(t, 10*time.Second, "all leaves are counted for their reason", func() bool { return counted.Load() == 10 })
 				assertOneLeave(t, events.all())
 				assertAgree(t, reapers[0], room)
 				if left := dying.rdb.Exists(t.Context(), keysOf(room).held()).Val(); left != 0 {

@@ -50,6 +50,10 @@ func busyNode(t *testing.T) *node {
 		}
 		witness.sees(EventLeave, u.id)
 	}
+	watcher := n.user(t)
+	watcher.ok(eventWatch, inRoom("home", ""))
+	watcher.ok(eventWatch, inRoom("watched", ""))
+	watcher.ok(eventGet, inRoom("read", ""))
 	return n
 }
 
@@ -57,9 +61,9 @@ func TestMetricsCountWhatTheNodeDoes(t *testing.T) {
 	n := busyNode(t)
 	text := ""
 	for _, line := range []string{
-		"presence_connections 3", // witness, ann, eve
-		"presence_rooms 1",
-		"presence_members 1", // eve was kicked, ann left
+		"presence_connections 4", // witness, ann, eve, watcher
+		"presence_rooms 1",       // a room that is watched or read only does not count
+		"presence_members 1",     // eve was kicked, ann left
 		"presence_joins_total 5",
 		`presence_leaves_total{reason="left"} 1`,
 		`presence_leaves_total{reason="disconnected"} 1`,

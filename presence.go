@@ -478,10 +478,14 @@ func (s *Service) remove(ctx context.Context, room string, how removal, list []i
 	if err != nil || answer.verdict() == "late" {
 		return 0, nil, err
 	}
-	for i := 1; i+2 < len(answer); i += 3 {
+	reasons := map[Reason]int{}
+	for i := 1; i+3 < len(answer); i += 4 {
 		gone = append(gone, Member{Room: room, Conn: answer.text(i), User: answer.text(i + 1), Epoch: answer.int(i + 2)})
+		reasons[Reason(answer.text(i+3))]++
 	}
-	s.options.OnLeave(how.reason, len(gone))
+	for reason, n := range reasons {
+		s.options.OnLeave(reason, n)
+	}
 	switch {
 	case how.own || !how.noted.IsZero():
 		s.unindexLater(gone, how.noted)

@@ -4,7 +4,7 @@
 -- ARGV    as in room.lua, then 5 reason, 6 lookback in ms: removes only who is silent for so long ('' = whatever its age),
 --         7 TIME in ms after which this call does nothing ('' = no such time), 8 the node whose connections they are
 --         ('' = any), then for each connection its id and the highest epoch to remove ('' = any)
--- RETURNS {the room's revision, connection, user, epoch, connection, user, epoch, …} of those removed; {'late'}
+-- RETURNS {the room's revision, connection, user, epoch, reason, connection, …} of those removed; {'late'}
 
 local FIRST = 9
 local held_key = KEYS[7 + (#ARGV - FIRST + 1) / 2]
@@ -14,7 +14,7 @@ local function silent(conn, now)
   return not lookback or (tonumber(redis.call('ZSCORE', LAST_SEEN, conn)) or 0) <= now - lookback
 end
 
--- Who is held back for as long as it may be was not silent.
+-- A hold that ran out is reported as 'disconnected', not as 'timeout'.
 local function reason_for(m)
   return m.node == HELD and reason == 'timeout' and 'disconnected' or reason
 end
@@ -43,17 +43,18 @@ for i = FIRST, #ARGV, 2 do
       if m.node == HELD and held_key then redis.call('ZREM', held_key, held_member(m.user, conn)) end
       local user_conns = release_user(m.user)
       redis.call('HDEL', META, conn)
-      publish(prev, rev, now, user_conns, 'leave', conn, m, reason_for(m))
+      local why = reason_for(m)
+      publish(prev, rev, now, user_conns, 'leave', conn, m, why)
       prev = rev
       local n = #removed
-      removed[n + 1], removed[n + 2], removed[n + 3] = conn, m.user, m.epoch
+      removed[n + 1], removed[n + 2], removed[n + 3], removed[n + 4] = conn, m.user, m.epoch, why
     else
       redis.call('HDEL', META, conn) -- it may be something that is not ours
     end
   end
 end
 if not rev then return { stored_revision() } end
-if removed[4] then redis.call('SET', REV, rev) end
+if removed[5] then redis.call('SET', REV, rev) end
 if redis.call('HLEN', META) == 0 then redis.call('PEXPIRE', REV, EMPTY_ROOM_TTL) end
 table.insert(removed, 1, rev)
 return removed
