@@ -1,41 +1,61 @@
 package main
 
 import (
+	"container/heap"
 	"context"
-	"maps"
-	"slices"
+	"math"
+	"math/rand/v2"
 	"sync"
-	"sync/atomic"
 	"time"
+	"unique"
 )
 
 const (
-	// Pause between two tries of what Redis did not confirm.
+	// Pause after failures, and between two looks for a join that may still run.
 	owedPause = 200 * time.Millisecond
 
 	// Leaves that are tried at the same time.
 	owedWorkers = 16
 
+	// Failures without a success between them after which Redis is left alone for a pause.
+	owedFailures = 16
+
 	// A join that was given up may still run so long after Redis has answered again.
 	owedWatch = 2 * time.Second
 )
 
-// owedLeave is a leave that Redis has not confirmed. Without an epoch it takes back a join of which nobody knows whether
-// it happened.
+// owedLeave is a leave that Redis has not confirmed, or that is due later. An outage may leave many, so it holds what is
+// needed and no more. Times count from owed.began.
 type owedLeave struct {
-	member Member
+	next   *owedLeave // of the same connection, in another room
+	conn   string
+	room   unique.Handle[string]
 	reason Reason
-	until  time.Time // up to which the member is held back; zero = it leaves at once
-	absent time.Time // since when Redis answers that a member without an epoch is not there
+	epoch  int64         // 0 = it takes back a join of which nobody knows whether it happened
+	when   time.Duration // when ready: until when the member is to be held back, 0 = it leaves at once; when waiting: when it is ready
+	absent time.Duration // since when Redis answers that a member without an epoch is not there; 0 = it does not
+	at     int32         // index in ready or waiting, -1 = a worker has it
+
+	waits bool // it is in waiting
+	held  bool // Redis holds the member back: nothing is owed until its time
 }
 
-// owed repeats leaves until Redis confirms them, so that an outage keeps nobody in a room who left it.
+// owed repeats leaves until Redis confirms them, so that an outage keeps nobody in a room who left it. What it does while
+// Redis is silent does not depend on how many leaves there are.
 type owed struct {
 	service *Service
+	began   time.Time
 
-	mu   sync.Mutex
-	list map[string]map[string]*owedLeave // by connection and room: the latest covers those before it
-	wake chan struct{}                    // there is something new
+	mu      sync.Mutex
+	conns   map[string]*owedLeave // what is owed, by connection: of each room the latest, which covers those before it
+	count   int                   // in conns
+	ready   []*owedLeave          // to be tried now
+	untried int                   // of ready, those before it have not failed since try began
+	waiting waitingLeaves
+	dice    *rand.Rand
+	chances int           // failures until the next pause
+	workers int           // that run
+	wake    chan struct{} // there is something new
 
 	ctx  context.Context
 	stop context.CancelFunc
@@ -43,9 +63,18 @@ type owed struct {
 }
 
 func newOwed(s *Service) *owed {
-	o := &owed{service: s, list: map[string]map[string]*owedLeave{}, wake: make(chan struct{}, 1)}
-	o.ctx, o.stop = context.WithCancel(context.Background())
+	o := newIdleOwed(s)
 	o.work.Go(o.loop)
+	return o
+}
+
+// newIdleOwed makes a list that tries nothing by itself. Its choices are the same each time.
+func newIdleOwed(s *Service) *owed {
+	o := &owed{
+		service: s, began: time.Now(), conns: map[string]*owedLeave{}, wake: make(chan struct{}, 1),
+		dice: rand.New(rand.NewPCG(1, 1)), chances: owedFailures,
+	}
+	o.ctx, o.stop = context.WithCancel(context.Background())
 	return o
 }
 
@@ -55,44 +84,77 @@ func (o *owed) close(ctx context.Context) (unconfirmed int) {
 	o.stop()
 	o.work.Wait()
 	for {
-		unconfirmed = o.try(ctx)
-		if unconfirmed == 0 || ctx.Err() != nil {
+		o.try(ctx)
+		if unconfirmed = o.size(); unconfirmed == 0 || ctx.Err() != nil {
 			return unconfirmed
 		}
 		pause(ctx, owedPause)
 	}
 }
 
-func (o *owed) add(m Member, reason Reason) { o.put(&owedLeave{member: m, reason: reason}) }
+// size is the number of leaves that Redis has not confirmed.
+func (o *owed) size() int {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.count
+}
+
+func newOwedLeave(m Member, reason Reason) *owedLeave {
+	return &owedLeave{conn: m.Conn, room: unique.Make(m.Room), epoch: m.Epoch, reason: reason, at: -1}
+}
+
+func (l *owedLeave) member() Member {
+	return Member{Conn: l.conn, Room: l.room.Value(), Epoch: l.epoch}
+}
+
+func (o *owed) add(m Member, reason Reason) { o.put(newOwedLeave(m, reason)) }
 
 // hold has Redis hold a member back whose connection broke, and ends that in time. An error says that Redis has not
 // confirmed it yet.
 func (o *owed) hold(ctx context.Context, m Member, until time.Time) error {
-	m.State = nil // there may be many
-	leave := &owedLeave{member: m, reason: ReasonDisconnected, until: until}
-	err := o.holdBack(ctx, leave)
-	if err != nil {
-		o.put(leave)
+	l := newOwedLeave(m, ReasonDisconnected)
+	l.when = max(until.Sub(o.began), 1)
+	if err := o.holdBack(ctx, l); err != nil {
+		o.put(l)
+		return err
 	}
-	return err
-}
-
-func (o *owed) holdBack(ctx context.Context, leave *owedLeave) error {
-	err := o.service.hold(ctx, leave.member, time.Until(leave.until))
-	if err == nil {
-		time.AfterFunc(time.Until(leave.until), func() { o.add(leave.member, leave.reason) })
-	}
-	return err
-}
-
-func (o *owed) put(leave *owedLeave) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	m := leave.member
-	if o.list[m.Conn] == nil {
-		o.list[m.Conn] = map[string]*owedLeave{}
+	o.keep(l)
+	o.nudge() // it may be the first whose time comes
+	return nil
+}
+
+func (o *owed) holdBack(ctx context.Context, l *owedLeave) error {
+	return o.service.hold(ctx, l.member(), l.when-time.Since(o.began))
+}
+
+// keep leaves l alone until the end of its hold. o.mu is held.
+func (o *owed) keep(l *owedLeave) {
+	l.held = true
+	o.wait(l)
+}
+
+func (o *owed) put(l *owedLeave) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.putLocked(l)
+}
+
+func (o *owed) putLocked(l *owedLeave) {
+	for other := o.conns[l.conn]; other != nil; other = other.next {
+		if other.room == l.room {
+			o.strike(other)
+			break
+		}
 	}
-	o.list[m.Conn][m.Room] = leave
+	l.next, o.conns[l.conn] = o.conns[l.conn], l
+	o.count++
+	o.makeReady(l)
+	o.nudge()
+}
+
+func (o *owed) nudge() {
 	select {
 	case o.wake <- struct{}{}:
 	default:
@@ -104,103 +166,244 @@ func (o *owed) put(leave *owedLeave) {
 func (o *owed) take(conn, room string) (taken []Member) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	for at, leave := range o.list[conn] {
-		if room == "" || room == at {
-			taken = append(taken, leave.member)
+	for l := o.conns[conn]; l != nil; {
+		next := l.next
+		if room == "" || room == l.room.Value() {
+			taken = append(taken, l.member())
+			o.strike(l)
 		}
-	}
-	for _, m := range taken {
-		o.strike(m)
+		l = next
 	}
 	return taken
 }
 
-// strike deletes what is owed for a place. o.mu is held.
-func (o *owed) strike(m Member) {
-	delete(o.list[m.Conn], m.Room)
-	if len(o.list[m.Conn]) == 0 {
-		delete(o.list, m.Conn)
-	}
-}
-
-func (o *owed) loop() {
-	for {
-		select {
-		case <-o.ctx.Done():
-			return
-		case <-o.wake:
+// strike takes a leave off the list if it is there. o.mu is held.
+func (o *owed) strike(l *owedLeave) {
+	first := o.conns[l.conn]
+	if first == l && l.next == nil {
+		delete(o.conns, l.conn)
+	} else if first == l {
+		o.conns[l.conn] = l.next
+	} else {
+		for first != nil && first.next != l {
+			first = first.next
 		}
-		for o.try(o.ctx) > 0 && o.ctx.Err() == nil {
-			pause(o.ctx, owedPause)
+		if first == nil {
+			return // it was taken, or a later one is in its place
 		}
+		first.next = l.next
 	}
-}
-
-// try repeats every leave once. Those that fail stay; it returns how many.
-func (o *owed) try(ctx context.Context) (failed int) {
-	o.mu.Lock()
-	list := make([]*owedLeave, 0, len(o.list))
-	for _, rooms := range o.list {
-		list = slices.AppendSeq(list, maps.Values(rooms))
-	}
-	o.mu.Unlock()
-	work := make(chan *owedLeave)
-	var workers sync.WaitGroup
-	var settled atomic.Int64
-	for range min(owedWorkers, len(list)) {
-		workers.Go(func() {
-			for leave := range work {
-				if o.settle(ctx, leave) {
-					settled.Add(1)
-					o.done(leave)
-				}
-			}
-		})
-	}
-	for _, leave := range list {
-		work <- leave
-	}
-	close(work)
-	workers.Wait()
-	return len(list) - int(settled.Load())
-}
-
-func (o *owed) done(leave *owedLeave) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if o.owes(leave) {
-		o.strike(leave.member)
+	l.next = nil
+	o.count--
+	switch {
+	case l.waits:
+		heap.Remove(&o.waiting, int(l.at))
+	case l.at >= 0:
+		o.unready(l)
 	}
 }
 
 // owes tells whether nobody took the leave or added a later one. o.mu is held.
-func (o *owed) owes(leave *owedLeave) bool {
-	return o.list[leave.member.Conn][leave.member.Room] == leave
+func (o *owed) owes(l *owedLeave) bool {
+	for other := o.conns[l.conn]; other != nil; other = other.next {
+		if other == l {
+			return true
+		}
+	}
+	return false
 }
 
-// settle removes the incarnation that is owed, or holds it back, and tells whether nothing is left to do.
-func (o *owed) settle(ctx context.Context, leave *owedLeave) bool {
+func (o *owed) makeReady(l *owedLeave) {
+	o.putAside(l)
+	o.swap(int(l.at), o.untried)
+	o.untried++
+}
+
+// putAside is makeReady for a leave that has failed: the next one to try it is another call of try.
+func (o *owed) putAside(l *owedLeave) {
+	l.at = int32(len(o.ready))
+	o.ready = append(o.ready, l)
+}
+
+func (o *owed) unready(l *owedLeave) {
+	at, last := int(l.at), len(o.ready)-1
+	if at < o.untried {
+		o.untried--
+		o.swap(at, o.untried)
+		at = o.untried
+	}
+	o.swap(at, last)
+	o.ready[last] = nil
+	o.ready = o.ready[:last]
+	l.at = -1
+}
+
+func (o *owed) swap(i, j int) {
+	o.ready[i], o.ready[j] = o.ready[j], o.ready[i]
+	o.ready[i].at, o.ready[j].at = int32(i), int32(j)
+}
+
+// wait leaves l alone until its time.
+func (o *owed) wait(l *owedLeave) { heap.Push(&o.waiting, l) }
+
+func (o *owed) loop() {
+	for o.ctx.Err() == nil {
+		if o.try(o.ctx) {
+			o.sleep()
+		} else {
+			pause(o.ctx, owedPause) // whatever is added meanwhile
+		}
+	}
+}
+
+// sleep waits until there is something to try.
+func (o *owed) sleep() {
+	timer := time.NewTimer(o.idleFor())
+	defer timer.Stop()
+	select {
+	case <-o.ctx.Done():
+	case <-o.wake:
+	case <-timer.C:
+	}
+}
+
+func (o *owed) idleFor() time.Duration {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	switch {
+	case len(o.ready) > 0:
+		return 0
+	case len(o.waiting) > 0:
+		return max(o.waiting[0].when-time.Since(o.began), 0)
+	default:
+		return math.MaxInt64
+	}
+}
+
+// try tries each leave that is ready once. It reports false if some of them are still to be confirmed, because Redis does
+// not answer or ctx is done.
+func (o *owed) try(ctx context.Context) bool {
+	o.mu.Lock()
+	o.release()
+	o.untried, o.chances, o.workers = len(o.ready), owedFailures, 0
+	o.mu.Unlock()
+	var work sync.WaitGroup
+	o.addWorker(ctx, &work)
+	work.Wait()
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return len(o.ready) == 0 && ctx.Err() == nil
+}
+
+// addWorker starts one worker more if there is a leave for it. Each worker calls it before each try, so leaves that are
+// added during a try that takes long get workers too.
+func (o *owed) addWorker(ctx context.Context, work *sync.WaitGroup) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.untried == 0 || o.workers == owedWorkers {
+		return
+	}
+	o.workers++
+	work.Go(func() {
+		for l := o.next(ctx); l != nil; l = o.next(ctx) {
+			o.addWorker(ctx, work)
+			o.settle(ctx, l)
+		}
+	})
+}
+
+// release makes ready what waited for a time that has come. o.mu is held.
+func (o *owed) release() {
+	for len(o.waiting) > 0 && o.waiting[0].when <= time.Since(o.began) {
+		l := heap.Pop(&o.waiting).(*owedLeave)
+		l.when = 0
+		if l.held {
+			l.held = false
+			o.putLocked(l)
+		} else {
+			o.makeReady(l)
+		}
+	}
+}
+
+// next gives a worker a leave to try, nil if there is none or Redis is silent. It is any of them, so that those for a
+// master that is away do not stand before the others.
+func (o *owed) next(ctx context.Context) *owedLeave {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.untried == 0 || o.chances <= 0 || ctx.Err() != nil {
+		o.workers--
+		return nil
+	}
+	l := o.ready[o.dice.IntN(o.untried)]
+	o.unready(l)
+	return l
+}
+
+// outcome is what became of a try.
+type outcome int
+
+const (
+	owedFailed outcome = iota
+	owedDone
+	owedHeld   // Redis holds the member back
+	owedAbsent // Redis has no such member, and may yet get one
+)
+
+// settle tries a leave once.
+func (o *owed) settle(ctx context.Context, l *owedLeave) {
 	ctx, cancel := context.WithTimeout(ctx, answerWithin)
 	defer cancel()
-	if time.Now().Before(leave.until) {
-		return o.holdBack(ctx, leave) == nil
+	result := o.attempt(ctx, l)
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if result == owedFailed {
+		o.chances--
+	} else {
+		o.chances = owedFailures
 	}
-	m, err := o.known(ctx, leave.member)
+	switch {
+	case !o.owes(l):
+	case result == owedFailed:
+		o.putAside(l)
+	case result == owedAbsent:
+		l.when = time.Since(o.began) + owedPause
+		o.wait(l)
+	default:
+		o.strike(l)
+		if result == owedHeld {
+			o.keep(l)
+		}
+	}
+}
+
+// attempt removes the incarnation that is owed, or has it held back.
+func (o *owed) attempt(ctx context.Context, l *owedLeave) outcome {
+	if time.Since(o.began) < l.when {
+		if o.holdBack(ctx, l) != nil {
+			return owedFailed
+		}
+		return owedHeld
+	}
+	m, err := o.known(ctx, l.member())
 	if hasCode(err, CodeNotJoined) {
-		return leave.watched()
+		return l.notFound(time.Since(o.began))
 	}
 	if err != nil {
-		return false
+		return owedFailed
 	}
-	// What is still owed after the find was not found of a later join, of which the client knows.
+	// If a request took this leave while known ran, known may have returned that request's newer incarnation.
 	o.mu.Lock()
-	taken := !o.owes(leave)
+	taken := !o.owes(l)
 	o.mu.Unlock()
 	if taken {
-		return false
+		return owedDone
 	}
-	_, _, err = o.service.remove(ctx, m.Room, removal{reason: leave.reason, own: true}, []incarnation{{m.Conn, m.Epoch}})
-	return err == nil
+	_, _, err = o.service.remove(ctx, m.Room, removal{reason: l.reason, own: true}, []incarnation{{m.Conn, m.Epoch}})
+	if err != nil {
+		return owedFailed
+	}
+	return owedDone
 }
 
 // known is the member with the epoch that Redis has for it, if its own is not known. It is CodeNotJoined if Redis has none.
@@ -211,10 +414,39 @@ func (o *owed) known(ctx context.Context, m Member) (Member, error) {
 	return o.service.find(ctx, m.Room, m.Conn)
 }
 
-// watched tells whether the member has been absent for so long that a late join of it need not be feared any more.
-func (l *owedLeave) watched() bool {
-	if l.absent.IsZero() {
-		l.absent = time.Now()
+// notFound tells whether the member has been absent for so long that a late join of it need not be feared any more.
+func (l *owedLeave) notFound(now time.Duration) outcome {
+	if l.absent == 0 {
+		l.absent = max(now, 1)
 	}
-	return time.Since(l.absent) >= owedWatch
+	if now-l.absent >= owedWatch {
+		return owedDone
+	}
+	return owedAbsent
+}
+
+// waitingLeaves are a heap by the time at which each is ready.
+type waitingLeaves []*owedLeave
+
+func (w waitingLeaves) Len() int           { return len(w) }
+func (w waitingLeaves) Less(i, j int) bool { return w[i].when < w[j].when }
+
+func (w waitingLeaves) Swap(i, j int) {
+	w[i], w[j] = w[j], w[i]
+	w[i].at, w[j].at = int32(i), int32(j)
+}
+
+func (w *waitingLeaves) Push(x any) {
+	l := x.(*owedLeave)
+	l.at, l.waits = int32(len(*w)), true
+	*w = append(*w, l)
+}
+
+func (w *waitingLeaves) Pop() any {
+	last := len(*w) - 1
+	l := (*w)[last]
+	(*w)[last] = nil
+	*w = (*w)[:last]
+	l.at, l.waits = -1, false
+	return l
 }

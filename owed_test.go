@@ -1,9 +1,13 @@
 package main
 
 import (
+	"container/heap"
 	"context"
 	"fmt"
+	"runtime"
 	"slices"
+	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -11,19 +15,17 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// idleOwed is a list of owed leaves that tries nothing by itself.
-func idleOwed(s *Service) *owed {
-	return &owed{service: s, list: map[string]map[string]*owedLeave{}}
-}
-
-// size is the number of leaves that are owed.
-func (o *owed) size() (n int) {
+// tryAll tries every leave, also those whose next try is later.
+func (o *owed) tryAll(ctx context.Context) {
 	o.mu.Lock()
-	defer o.mu.Unlock()
-	for _, rooms := range o.list {
-		n += len(rooms)
+	for _, l := range o.waiting {
+		if !l.held {
+			l.when = 0
+		}
 	}
-	return n
+	heap.Init(&o.waiting)
+	o.mu.Unlock()
+	o.try(ctx)
 }
 
 func conns(s Snapshot) (ids []string) {
@@ -62,16 +64,16 @@ func TestALeaveIsRepeatedUntilRedisConfirmsIt_G5(t *testing.T) {
 func TestAnUnknownJoinIsTakenBack_G5(t *testing.T) {
 	eachBackend(t, func(t *testing.T, b backend) {
 		s, room := startService(t, b.open(t), Options{}), uniqueRoom(t)
-		o := idleOwed(s)
+		o := newIdleOwed(s)
 		unknown := Member{Room: room, User: "ann", Conn: "a"}
 		o.add(unknown, ReasonDisconnected)
-		o.try(t.Context())
+		o.tryAll(t.Context())
 		if o.size() != 1 {
 			t.Fatal("a join that may still run is forgotten")
 		}
 		mustJoin(t, s, room, "ann", "a", "{}") // it runs late
 		mustJoin(t, s, room, "bob", "b", "{}")
-		o.try(t.Context())
+		o.tryAll(t.Context())
 		if got := conns(mustRead(t, s, room)); !slices.Equal(got, []string{"b"}) || o.size() != 0 {
 			t.Errorf("the room has %q, %d leaves are owed", got, o.size())
 		}
@@ -80,17 +82,17 @@ func TestAnUnknownJoinIsTakenBack_G5(t *testing.T) {
 
 func TestAnUnknownJoinThatNeverRanIsForgotten(t *testing.T) {
 	s, room := startService(t, miniRedis(t).open(t), Options{}), uniqueRoom(t)
-	o := idleOwed(s)
+	o := newIdleOwed(s)
 	o.add(Member{Room: room, User: "ann", Conn: "a"}, ReasonDisconnected)
-	o.try(t.Context())
-	leave := o.list["a"][room]
-	leave.absent = leave.absent.Add(100*time.Millisecond - owedWatch)
-	o.try(t.Context())
+	o.tryAll(t.Context())
+	leave := o.conns["a"]
+	leave.absent -= owedWatch - 100*time.Millisecond
+	o.tryAll(t.Context())
 	if o.size() != 1 {
 		t.Fatal("forgotten too early")
 	}
-	leave.absent = leave.absent.Add(-100 * time.Millisecond)
-	o.try(t.Context())
+	leave.absent -= 100 * time.Millisecond
+	o.tryAll(t.Context())
 	if o.size() != 0 {
 		t.Error("watched for ever")
 	}
@@ -125,7 +127,7 @@ func TestAJoinThatTheClientWasToldOfStays_G7(t *testing.T) {
 				finding := &findingRedis{UniversalClient: b.open(t)}
 				s, room := startService(t, finding, Options{}), uniqueRoom(t)
 				first := mustJoin(t, s, room, "ann", "a", "{}")
-				o := idleOwed(s)
+				o := newIdleOwed(s)
 				var told Member
 				again := func(when string) func() {
 					return func() {
@@ -143,7 +145,7 @@ func TestAJoinThatTheClientWasToldOfStays_G7(t *testing.T) {
 				}
 				o.add(owes, ReasonDisconnected)
 				again("before")()
-				o.try(t.Context())
+				o.tryAll(t.Context())
 				entries := mustRead(t, s, room).Entries
 				if len(entries) != 1 || entries[0].Epoch != told.Epoch || told.Epoch <= first.Epoch {
 					t.Errorf("the room has %v, the client was told of %d", entries, told.Epoch)
@@ -157,7 +159,7 @@ func TestAJoinThatTheClientWasToldOfStays_G7(t *testing.T) {
 }
 
 func TestWhatIsOwedDoesNotPileUp(t *testing.T) {
-	o := idleOwed(nil)
+	o := newIdleOwed(nil)
 	for epoch := range int64(1000) {
 		o.add(Member{Room: fmt.Sprint("r", epoch%2), Conn: "a", Epoch: epoch}, ReasonLeft)
 	}
@@ -180,11 +182,11 @@ func TestALaterLeaveIsNotStruckWithTheOneBefore_G5(t *testing.T) {
 	faulty := &faultyRedis{UniversalClient: miniRedis(t).open(t)}
 	s, room := startService(t, faulty, Options{}), uniqueRoom(t)
 	m := mustJoin(t, s, room, "ann", "a", "{}")
-	o := idleOwed(s)
+	o := newIdleOwed(s)
 	o.add(m, ReasonDisconnected)
 	m.Epoch++
 	faulty.before = func(int) { o.add(m, ReasonLeft) }
-	o.try(t.Context())
+	o.settle(t.Context(), o.next(t.Context()))
 	if got := o.take("a", room); len(got) != 1 || got[0].Epoch != m.Epoch {
 		t.Errorf("owed is %v, want the later leave", got)
 	}
@@ -241,5 +243,111 @@ func TestClosingTriesOnceMore(t *testing.T) {
 	}
 	if _, err := s.find(t.Context(), room, "a"); err == nil {
 		t.Error("the member is still there")
+	}
+}
+
+// TestOwedLeavesAreSmall: each of them, whatever its member's state was, and whether it is to leave at once or held back.
+func TestOwedLeavesAreSmall(t *testing.T) {
+	const leaves, limit = 50_000, 200
+	for name, add := range map[string]func(o *owed, m Member){
+		"owed": func(o *owed, m Member) { o.add(m, ReasonDisconnected) },
+		"held": func(o *owed, m Member) {
+			l := newOwedLeave(m, ReasonDisconnected)
+			l.when, l.held = time.Hour, true
+			o.wait(l)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			o := newIdleOwed(nil)
+			before := heapInUse()
+			for i := range leaves {
+				room := strings.Clone(strings.Repeat("a long name of a room ", 8))
+				state := raw(`{"s":"` + strings.Repeat("x", 2000) + `"}`)
+				add(o, Member{Room: room, User: fmt.Sprint("user-of-", i), Conn: newID(), Epoch: int64(i + 1), State: state})
+			}
+			each := int64(heapInUse()-before) / leaves
+			t.Logf("%d bytes each", each)
+			if each > limit {
+				t.Errorf("%d bytes for each of %d leaves, want %d at most", each, leaves, limit)
+			}
+			runtime.KeepAlive(o)
+		})
+	}
+}
+
+// muteRedis counts what it is asked in vain.
+type muteRedis struct {
+	hungRedis
+	asked  atomic.Int64
+	refuse bool // it fails at once, as the pipelines do while Redis is silent
+}
+
+func (r *muteRedis) EvalSha(ctx context.Context, sha string, keys []string, args ...any) *redis.Cmd {
+	r.asked.Add(1)
+	if r.refuse {
+		cmd := redis.NewCmd(ctx)
+		cmd.SetErr(errOwes)
+		return cmd
+	}
+	return r.hungRedis.EvalSha(ctx, sha, keys, args...)
+}
+
+// TestASilentRedisIsAskedAsOftenForManyAsForFew, and one that answers again gets them all.
+func TestASilentRedisIsAskedAsOftenForManyAsForFew(t *testing.T) {
+	for _, refuse := range []bool{false, true} {
+		asked := map[int]int64{}
+		for _, leaves := range []int{50, 5000} {
+			synctest.Test(t, func(t *testing.T) {
+				rdb := &muteRedis{refuse: refuse}
+				o := newOwed(NewService(rdb, Options{ReaperInterval: -1}))
+				for i := range leaves {
+					o.add(Member{Room: "r", Conn: fmt.Sprint("c", i), Epoch: 1}, ReasonDisconnected)
+				}
+				synctest.Wait()
+				before := rdb.asked.Load()
+				pause(t.Context(), 20*time.Second)
+				asked[leaves] = rdb.asked.Load() - before
+				ctx, cancel := context.WithCancel(t.Context())
+				cancel()
+				if left := o.close(ctx); left != leaves {
+					t.Errorf("%d leaves are left, want %d", left, leaves)
+				}
+			})
+		}
+		t.Logf("asked in 20 s, refused at once %t: %v", refuse, asked)
+		// Of each try, the failures and what the workers have begun meanwhile.
+		if limit := int64(20*time.Second/owedPause) * (owedFailures + owedWorkers); asked[50] == 0 || asked[5000] > limit {
+			t.Errorf("refused at once %t: asked %d times for 50 leaves and %d for 5,000, want at most %d", refuse, asked[50], asked[5000], limit)
+		}
+	}
+}
+
+// halfRedis does not answer for half of the rooms.
+type halfRedis struct {
+	redis.UniversalClient
+}
+
+func (r halfRedis) EvalSha(ctx context.Context, sha string, keys []string, args ...any) *redis.Cmd {
+	if strings.Contains(keys[0], "away") {
+		return lost(ctx)
+	}
+	return r.UniversalClient.EvalSha(ctx, sha, keys, args...)
+}
+
+// TestLeavesForAMasterThatIsAwayHoldUpNoOthers_G5, though they came first.
+func TestLeavesForAMasterThatIsAwayHoldUpNoOthers_G5(t *testing.T) {
+	const leaves = 2000
+	s := startService(t, halfRedis{miniRedis(t).open(t)}, Options{})
+	o := newOwed(s)
+	for _, room := range []string{"away", "here"} {
+		for i := range leaves {
+			o.add(Member{Room: room, Conn: fmt.Sprint("c", i), Epoch: 1}, ReasonDisconnected)
+		}
+	}
+	eventually(t, 10*time.Second, "those of the other master are confirmed", func() bool { return o.size() == leaves })
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if left := o.close(ctx); left != leaves {
+		t.Errorf("%d are left, want %d", left, leaves)
 	}
 }
