@@ -148,6 +148,9 @@ func (s *sockets) alongside(c *client, f func()) bool {
 
 // leave tells the application that a connection is over. Whoever entered calls running.Done after it.
 func (s *sockets) leave(c *client, cause error, release func()) {
+	if errors.Is(cause, errSilent) || errors.Is(cause, errTooSlow) {
+		c.wasSilent()
+	}
 	c.end()
 	s.mu.Lock()
 	delete(s.clients, c)

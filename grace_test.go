@@ -17,8 +17,14 @@ import (
 // hold holds a connection back, as its node does when it broke.
 func hold(conn string) func(context.Context, *Service, string) error {
 	return func(ctx context.Context, s *Service, room string) error {
-		return s.hold(ctx, Member{Room: room, Conn: conn}, s.options.Grace)
+		return s.holdBack(ctx, Member{Room: room, Conn: conn}, s.options.Grace)
 	}
+}
+
+// holdBack holds a member back whose connection was not silent before its end.
+func (s *Service) holdBack(ctx context.Context, m Member, within time.Duration) error {
+	_, err := s.hold(ctx, m, within, false)
+	return err
 }
 
 // take removes a connection for a reason.
@@ -132,7 +138,7 @@ func TestUsersWithNamesAlikeKeepTheirHeldConnections(t *testing.T) {
 		s, room := startService(t, b.open(t), Options{Grace: time.Minute}), uniqueRoom(t)
 		for i, user := range users {
 			mustJoin(t, s, room, user, fmt.Sprint("held-", i), "{}")
-			if err := s.hold(t.Context(), Member{Room: room, Conn: fmt.Sprint("held-", i)}, time.Minute); err != nil {
+			if err := s.holdBack(t.Context(), Member{Room: room, Conn: fmt.Sprint("held-", i)}, time.Minute); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -197,7 +203,7 @@ func TestAReaperEndsAHoldWhoseNodeDied_G5(t *testing.T) {
 				}
 				at := now(t, dying)
 				for i := range 10 {
-					if err := dying.hold(t.Context(), Member{Room: room, Conn: fmt.Sprint("c", i)}, dying.options.Grace); err != nil {
+					if err := dying.holdBack(t.Context(), Member{Room: room, Conn: fmt.Sprint("c", i)}, dying.options.Grace); err != nil {
 						t.Fatal(err)
 					}
 				}
@@ -248,10 +254,10 @@ func TestWhatRunsLateDoesNotBringBackWhoIsHeld_G4(t *testing.T) {
 			"heartbeat": func(m Member) error { _, err := s.refresh(t.Context(), &m); return err },
 			"patch":     func(m Member) error { _, _, err := s.patch(t.Context(), &m, raw(`{"n":2}`), 0); return err },
 			"restore":   func(m Member) error { return s.restore(t.Context(), &m, 0, 0) },
-			"hold":      func(m Member) error { return s.hold(t.Context(), m, time.Hour) },
+			"hold":      func(m Member) error { return s.holdBack(t.Context(), m, time.Hour) },
 			"hold of an older incarnation": func(m Member) error {
 				m.Epoch--
-				return s.hold(t.Context(), m, time.Hour)
+				return s.holdBack(t.Context(), m, time.Hour)
 			},
 			"leave of an older incarnation": func(m Member) error {
 				m.Epoch--
@@ -266,7 +272,7 @@ func TestWhatRunsLateDoesNotBringBackWhoIsHeld_G4(t *testing.T) {
 		again := mustJoin(t, s, room, "ann", "b", "{}")
 		again.Epoch--
 		before = dump(t, s.rdb, s.keysWithHeld(room, "a", "b")...)
-		if err := errors.Join(s.hold(t.Context(), again, time.Minute), s.hold(t.Context(), m, time.Minute)); err != nil {
+		if err := errors.Join(s.holdBack(t.Context(), again, time.Minute), s.holdBack(t.Context(), m, time.Minute)); err != nil {
 			t.Fatal(err)
 		}
 		assertSame(t, "late holds", before, dump(t, s.rdb, s.keysWithHeld(room, "a", "b")...))

@@ -615,8 +615,8 @@ func (c *connection) ended(reason endReason) {
 	for _, m := range c.rooms {
 		member := c.forget(m)
 		var err error
-		if reason == endAbrupt && grace > 0 {
-			err = c.owed.hold(ctx, member, until)
+		if (reason == endAbrupt || reason == endSilent) && grace > 0 {
+			err = c.owed.hold(ctx, member, until, reason == endSilent)
 		} else {
 			err = c.confirm(ctx, member, removal{reason: ReasonDisconnected, floor: m.room.revision()})
 		}

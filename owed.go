@@ -36,8 +36,9 @@ type owedLeave struct {
 	absent time.Duration // since when Redis answers that a member without an epoch is not there; 0 = it does not
 	at     int32         // index in ready or waiting, -1 = a worker has it
 
-	waits bool // it is in waiting
-	held  bool // Redis holds the member back: nothing is owed until its time
+	waits  bool // it is in waiting
+	held   bool // Redis holds the member back: nothing is owed until its time
+	silent bool // the connection was silent before its end
 }
 
 // owed repeats leaves until Redis confirms them, so that an outage keeps nobody in a room who left it. What it does while
@@ -109,12 +110,14 @@ func (l *owedLeave) member() Member {
 
 func (o *owed) add(m Member, reason Reason) { o.put(newOwedLeave(m, reason)) }
 
-// hold has Redis hold a member back whose connection broke, and ends that in time. An error says that Redis has not
+// hold has Redis hold a member back whose connection broke, and ends that in time. silent says that the connection was
+// silent before: then its user may be back already, and the member leaves at once. An error says that Redis has not
 // confirmed it yet.
-func (o *owed) hold(ctx context.Context, m Member, until time.Time) error {
+func (o *owed) hold(ctx context.Context, m Member, until time.Time, silent bool) error {
 	l := newOwedLeave(m, ReasonDisconnected)
-	l.when = max(until.Sub(o.began), 1)
-	if err := o.holdBack(ctx, l); err != nil {
+	l.when, l.silent = max(until.Sub(o.began), 1), silent
+	held, err := o.holdBack(ctx, l)
+	if !held {
 		o.put(l)
 		return err
 	}
@@ -125,8 +128,13 @@ func (o *owed) hold(ctx context.Context, m Member, until time.Time) error {
 	return nil
 }
 
-func (o *owed) holdBack(ctx context.Context, l *owedLeave) error {
-	return o.service.hold(ctx, l.member(), l.when-time.Since(o.began))
+// holdBack reports whether Redis holds the member back. If it does not, and there is no error, the member has to leave now.
+func (o *owed) holdBack(ctx context.Context, l *owedLeave) (held bool, err error) {
+	back, err := o.service.hold(ctx, l.member(), l.when-time.Since(o.began), l.silent)
+	if back {
+		l.when = 0
+	}
+	return err == nil && !back, err
 }
 
 // keep leaves l alone until the end of its hold. o.mu is held.
@@ -380,10 +388,13 @@ func (o *owed) settle(ctx context.Context, l *owedLeave) {
 // attempt removes the incarnation that is owed, or has it held back.
 func (o *owed) attempt(ctx context.Context, l *owedLeave) outcome {
 	if time.Since(o.began) < l.when {
-		if o.holdBack(ctx, l) != nil {
+		held, err := o.holdBack(ctx, l)
+		switch {
+		case err != nil:
 			return owedFailed
+		case held:
+			return owedHeld
 		}
-		return owedHeld
 	}
 	m, err := o.known(ctx, l.member())
 	if hasCode(err, CodeNotJoined) {

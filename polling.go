@@ -55,7 +55,7 @@ func (s *sockets) beginPolling(w http.ResponseWriter, r *http.Request, release f
 	p.mu.Lock() // whoever closes the connection from now on waits until it is complete
 	entered := s.enter(p.client, p)
 	if entered {
-		p.heart = s.newHeartbeat(p.ping, p.client.close)
+		p.heart = s.newHeartbeat(p.ping, p.client.giveUp)
 	}
 	p.mu.Unlock()
 	if !entered {
@@ -123,7 +123,7 @@ func (p *polled) held() int {
 func (p *polled) tooSlow() {
 	p.sockets.Refusals.add(refusedSlow)
 	p.sockets.Logger.Debug("closing a connection", "conn", p.client.id, "cause", errTooSlow)
-	p.client.close()
+	p.client.giveUp()
 }
 
 // hold is queue under mu, before an upgrade. It reports whether f is within the limit.

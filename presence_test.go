@@ -905,7 +905,7 @@ func operations() []operation {
 		}},
 		{"restore", func(ctx context.Context, s *Service, m *Member) error { return s.restore(ctx, m, 0, 0) }},
 		{"leave", func(ctx context.Context, s *Service, m *Member) error { return s.Leave(ctx, m.Room, m.Conn) }},
-		{"hold", func(ctx context.Context, s *Service, m *Member) error { return s.hold(ctx, *m, s.options.Grace) }},
+		{"hold", func(ctx context.Context, s *Service, m *Member) error { return s.holdBack(ctx, *m, s.options.Grace) }},
 		{"snapshot", func(ctx context.Context, s *Service, m *Member) error {
 			_, err := s.Snapshot(ctx, m.Room)
 			return err

@@ -61,7 +61,8 @@ type ackID []byte
 type endReason int
 
 const (
-	endAbrupt   endReason = iota // the transport is gone: closed by either side, failed, silent, or too slow
+	endAbrupt   endReason = iota // the transport is gone: closed by either side, or failed
+	endSilent                    // the client did not answer, or read, for so long that the server gave it up
 	endByClient                  // the client sent DISCONNECT
 	endByServer                  // disconnect was called
 )
@@ -154,6 +155,15 @@ func (c *client) closeFor(why closeError) {
 	c.ending.CompareAndSwap(0, 1+int32(endAbrupt))
 	c.link.shut(why)
 }
+
+// giveUp is close for a client that is silent.
+func (c *client) giveUp() {
+	c.wasSilent()
+	c.close()
+}
+
+// wasSilent notes why the connection ends, if no other reason is known.
+func (c *client) wasSilent() { c.ending.CompareAndSwap(0, 1+int32(endSilent)) }
 
 // disconnect says goodbye for good: after a DISCONNECT socket.io-client stays away.
 func (c *client) disconnect() {
