@@ -380,7 +380,7 @@ func (c *connection) heartbeat(ctx context.Context, payload []byte, _ ackID) ([]
 		return nil, refused
 	}
 	if p.RoomID == "" && len(c.rooms) > 1 {
-		return c.refreshAll(ctx, p)
+		return c.heartbeatOfAll(ctx, p)
 	}
 	m := c.named(p.RoomID)
 	if m == nil {
@@ -420,23 +420,63 @@ func (c *connection) absent(room string) error {
 	return notJoined()
 }
 
-func (c *connection) refreshAll(ctx context.Context, p heartbeatPayload) ([]byte, error) {
-	if p.Patch != nil || p.HasEpoch {
-		return nil, &Error{Code: CodeInvalidPayload, Message: "roomId is needed for a patchState or an epoch: the connection is in several rooms"}
+// heartbeatOfAll answers a heartbeat without roomId of a connection that is in several rooms. An epoch names the room that
+// it is current in.
+func (c *connection) heartbeatOfAll(ctx context.Context, p heartbeatPayload) ([]byte, error) {
+	named, same := c.ofEpoch(p)
+	if p.HasEpoch && same == 0 {
+		return nil, &Error{Code: CodeStaleEpoch, Message: "the epoch is current in none of the connection's rooms"}
 	}
-	var first error
-	for _, m := range c.rooms {
-		if _, err := c.refresh(ctx, m, nil, false); err != nil {
-			first = cmp.Or(first, err)
-		}
+	var patch json.RawMessage
+	if named != nil {
+		patch = p.Patch
 	}
-	if first != nil {
-		return nil, first
+	changed, err := c.refreshAll(ctx, named, patch)
+	if err == nil && p.Patch != nil && named == nil {
+		err = &Error{Code: CodeInvalidPayload, Message: "roomId is needed for this patchState: the connection is in several rooms"}
 	}
-	return append(heartbeatAck(false), '}'), nil
+	if err != nil {
+		return nil, err
+	}
+	b := heartbeatAck(changed)
+	if p.HasEpoch {
+		b = appendNumber(b, `,"epoch":`, p.Epoch)
+	}
+	if named != nil {
+		b = appendText(b, `,"roomId":`, named.Room)
+	}
+	return append(b, '}'), nil
 }
 
-// pong refreshes all rooms, for clients that cannot send heartbeats in time. Nobody is told what became of it.
+// ofEpoch gives the membership whose epoch a heartbeat carries, nil if same, their number, is not 1.
+func (c *connection) ofEpoch(p heartbeatPayload) (named *membership, same int) {
+	for _, m := range c.rooms {
+		if p.HasEpoch && p.Epoch == m.Epoch {
+			named = m
+			same++
+		}
+	}
+	if same > 1 {
+		return nil, same
+	}
+	return named, same
+}
+
+// refreshAll refreshes the connection in all its rooms, and patches its state in the one that is named, if one is. changed is
+// about that state. The error is the first one.
+func (c *connection) refreshAll(ctx context.Context, named *membership, patch json.RawMessage) (changed bool, err error) {
+	for _, m := range slices.Collect(maps.Values(c.rooms)) {
+		var failed error
+		if m == named {
+			changed, failed = c.refresh(ctx, m, patch, true)
+		} else {
+			_, failed = c.refresh(ctx, m, nil, false)
+		}
+		err = cmp.Or(err, failed)
+	}
+	return changed, err
+}
+
 func (c *connection) pong() {
 	if !c.pongs {
 		return
