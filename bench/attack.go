@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -42,7 +43,8 @@ type attack struct {
 	nodes     int                                    // at least so many; the first one is attacked
 	files     int                                    // descriptors that a server may have; 0 = as many as bench
 	env       []string
-	lawful    bool // attackers do what ordinary clients may do: none may be closed
+	prepare   func(dir string) (env []string, connect func(user string) string, err error) // nil = the server asks for no tokens
+	lawful    bool                                                                         // attackers do what ordinary clients may do: none may be closed
 }
 
 // attackModes gives the attacks as modes. The clients are the attackers.
@@ -58,7 +60,7 @@ func attackModes() (modes []mode) {
 
 // attackResult is what an attack did. Memory and descriptors of a server that bench did not start are 0.
 type attackResult struct {
-	Sent     int64 `json:"sent"`     // packets and requests that the server took, or connections
+	Sent     int64 `json:"sent"`     // packets and requests that were written, or connections
 	Answered int64 `json:"answered"` // packets and requests
 	Refused  int64 `json:"refused"`  // packets and requests
 	Closed   int64 `json:"closed"`   // connections that the server ended or did not accept
@@ -66,6 +68,7 @@ type attackResult struct {
 
 	Calm    *latency `json:"calmMs"`            // of the victims' heartbeats before the attack
 	Victims *latency `json:"victimsMs"`         // and during it
+	Lag     *latency `json:"lagMs"`             // of this process during the attack: how late its timers are
 	Failure string   `json:"failure,omitempty"` // of a victim or the server
 
 	Newcomers       int64 `json:"newcomers"` // who ask /readyz and connect during the attack
@@ -92,9 +95,11 @@ type attackRun struct {
 	*attack
 	node    string
 	polling *http.Client
+	connect func(user string) string // CONNECT packet
 
 	sent, answered, refused, closed atomic.Int64
 	newcomers, newcomersFailed      atomic.Int64
+	lag                             histogram
 }
 
 // measureAttack is the trial of an attack.
@@ -103,12 +108,20 @@ func measureAttack(ctx context.Context, t trial) (r result, err error) {
 		return r, err
 	}
 	t.settings.nodes = max(t.settings.nodes, t.mode.attack.nodes)
+	connect := func(string) string { return plainConnect }
+	if prepare := t.mode.attack.prepare; prepare != nil {
+		var env []string
+		if env, connect, err = prepare(t.dir); err != nil {
+			return r, err
+		}
+		t.mode.env = slices.Concat(t.mode.env, env)
+	}
 	var s site
 	defer s.close()
 	if err := s.open(ctx, t); err != nil {
 		return r, err
 	}
-	l := newLoad(mode{clients: victims, perRoom: 10, rate: victimRate, request: (*client).heartbeat}, &s.meter)
+	l := newLoad(mode{clients: victims, perRoom: 10, rate: victimRate, request: (*client).heartbeat, connect: connect}, &s.meter)
 	defer func() { err = errors.Join(err, l.close()) }()
 	if err := l.connect(ctx, s.nodes[:1]); err != nil {
 		return r, err
@@ -123,7 +136,7 @@ func measureAttack(ctx context.Context, t trial) (r result, err error) {
 			return r, err
 		}
 	}
-	run := &attackRun{attack: t.mode.attack, node: s.nodes[0], polling: pollingAttackers()}
+	run := &attackRun{attack: t.mode.attack, node: s.nodes[0], polling: pollingAttackers(), connect: connect}
 	defer run.polling.CloseIdleConnections()
 	found, err := run.measure(ctx, t.mode, l, &s)
 	return result{Mode: t.mode.name, Operation: t.mode.operation, Clients: t.mode.clients, Rooms: len(l.rooms), Nodes: len(s.nodes),
@@ -191,10 +204,12 @@ func (r *attackRun) measure(ctx context.Context, m mode, l *load, s *site) (foun
 	}
 	work.Go(func() { r.probe(attacking) })
 	work.Go(func() { found.watch(attacking, s) })
+	work.Go(func() { r.watchLag(attacking) })
 	found.Victims = l.heartbeats(ctx, m.window())
 	work.Wait()
 	r.polling.CloseIdleConnections()
 	found.Sent, found.Answered, found.Refused, found.Closed = r.sent.Load(), r.answered.Load(), r.refused.Load(), r.closed.Load()
+	found.Lag = r.lag.latency()
 	found.Newcomers, found.NewcomersFailed = r.newcomers.Load(), r.newcomersFailed.Load()
 	if found.Failure = failureOf(l, s); s.ended() {
 		return found, ctx.Err()
@@ -258,6 +273,14 @@ func (a *attackResult) watch(ctx context.Context, s *site) {
 	}
 }
 
+// watchLag measures how late the timers of this process are. The victims' heartbeats are measured by it, and are late as well
+// when it waits for a core.
+func (r *attackRun) watchLag(ctx context.Context) {
+	for begin := time.Now(); pause(ctx, stepPause); begin = time.Now() {
+		r.lag.record(int64(time.Since(begin) - stepPause))
+	}
+}
+
 // probe counts newcomers and those that are not served.
 func (r *attackRun) probe(ctx context.Context) {
 	for ok := true; ok; ok = pause(ctx, probePause) {
@@ -283,7 +306,7 @@ func (r *attackRun) serves(ctx context.Context) bool {
 		return false
 	}
 	_ = answer.Body.Close()
-	f, err := direct(ctx, r.node, 0)
+	f, err := direct(ctx, r.node, 0, r.connect("newcomer"))
 	if err != nil {
 		return false
 	}
@@ -297,7 +320,7 @@ func gatherCrowd(ctx context.Context, node string, size int) (leave func(), err 
 	var readers sync.WaitGroup
 	text := strings.Repeat("x", crowdState)
 	err = each(ctx, size, func(i int) error {
-		f, err := direct(ctx, node, 0)
+		f, err := direct(ctx, node, 0, plainConnect)
 		if err != nil {
 			return err
 		}

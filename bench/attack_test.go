@@ -37,13 +37,40 @@ func checkAttack(t *testing.T, results []result) {
 		t.Fatalf("got %+v", results)
 	}
 	a := results[0].Attack
-	if a.Sent == 0 || a.Calm == nil || a.Victims == nil || a.Failure != "" || a.Newcomers == 0 {
+	if a.Sent == 0 || a.Calm == nil || a.Lag == nil || a.Victims == nil || a.Failure != "" || a.Newcomers == 0 {
 		t.Errorf("got %+v", a)
 	}
 	for _, l := range []levels{a.Megabytes, a.Descriptors, a.RedisMegabytes} {
 		if l.Before <= 0 || l.Peak < l.Before || l.After <= 0 {
 			t.Errorf("levels %+v", l)
 		}
+	}
+}
+
+// A forged token has to be one whose signature is checked: else the attack would not show what a check costs.
+func TestForgedTokensAreRefusedForTheirSignature(t *testing.T) {
+	needRedis(t)
+	dir := t.TempDir()
+	env, connect, err := signedConnects(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server, err := buildServer(t.Context(), dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var s site
+	defer s.close()
+	if err := s.open(t.Context(), trial{settings: settings{server: server, nodes: 1}, mode: mode{env: env}, dir: dir}); err != nil {
+		t.Fatal(err)
+	}
+	f, err := direct(t.Context(), s.nodes[0], 0, connect("ann"))
+	if err != nil {
+		t.Fatalf("a member: %v", err)
+	}
+	defer f.conn.Close()
+	if err := f.converse(`421["presence:auth",{"token":"`+forgedToken("ann")+`"}]`, `431[{"ok":false,"error":"the token is not valid: token signature is invalid"`); err != nil {
+		t.Error(err)
 	}
 }
 
@@ -100,12 +127,12 @@ func attacked(a attackResult) report {
 
 func TestTableMarksWhatAnAttackDid(t *testing.T) {
 	var out bytes.Buffer
-	r := attacked(attackResult{Calm: &latency{1, 2, 3, 4}, Victims: &latency{5, 90, 101, 300}, Newcomers: 8, NewcomersFailed: 2,
+	r := attacked(attackResult{Calm: &latency{1, 2, 3, 4}, Victims: &latency{5, 90, 101, 300}, Lag: &latency{P99: 37}, Newcomers: 8, NewcomersFailed: 2,
 		Megabytes: levels{20, 1025, 400}, Lawful: true, Closed: 6})
 	if err := r.table(&out); err != nil {
 		t.Fatal(err)
 	}
-	for _, text := range []string{"101 !", "1025 !", "2 of 8 !", "6 !", " 300 "} {
+	for _, text := range []string{"101 !", "1025 !", "2 of 8 !", "6 !", " 300 ", " 37 "} {
 		if !strings.Contains(out.String(), text) {
 			t.Errorf("there is no %q in\n%s", text, out.String())
 		}

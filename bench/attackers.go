@@ -50,6 +50,8 @@ func attacks() []attack {
 		})},
 		{name: "buffered", attackers: 5, seconds: 30, lawful: true, attacker: buffered},
 		{name: "chatter", attackers: 10, seconds: 30, lawful: true, attacker: packets(160, func(int) string { return `42["unknown",{}]` })},
+		{name: "deep-states", attackers: 32, attacker: packets(15, badState)},
+		{name: "forged-tokens", attackers: 32, prepare: signedConnects, attacker: forger},
 		// Connections and descriptors.
 		{name: "idle-connections", attackers: 300, files: 256, attacker: idleConnection},
 		{name: "polling-sessions", attackers: 32, env: []string{"PRESENCE_MAX_CONNECTIONS_PER_ADDRESS=500"}, attacker: pollingSessions},
@@ -68,7 +70,7 @@ func (r *attackRun) persist(ctx context.Context, read func(*frames), act func(co
 
 // once tells whether the server ended the connection, or did not accept it.
 func (r *attackRun) once(ctx context.Context, read func(*frames), act func(context.Context, *frames) error) (closed bool) {
-	f, err := direct(ctx, r.node, perAddress) // that number is not from the first address
+	f, err := direct(ctx, r.node, perAddress, r.connect("attacker")) // that number is not from the first address
 	if err != nil {
 		return true
 	}
@@ -179,6 +181,30 @@ func slowReader(ctx context.Context, r *attackRun, _ int) {
 		}
 		return r.flood(ctx, f, 10, ws.OpText, func(n int) string { return fmt.Sprintf(`42%d["presence:get",{"roomId":"%s"}]`, n, crowdRoom) })
 	})
+}
+
+// badState is a join or a patch with a state that takes long to read: deep, of long numbers, of many keys, with equal keys.
+func badState(n int) string {
+	const size = 60_000 // a message may have 64 KiB
+	var state string
+	switch n / 2 % 4 {
+	case 0:
+		state = `{"a":` + strings.Repeat("[", size/2) + strings.Repeat("]", size/2) + `}`
+	case 1:
+		state = `{"a":` + strings.Repeat("9", size) + `}`
+	case 2:
+		state = `{` + strings.Repeat(`"":0,`, size/5) + `"a":0}`
+	default:
+		var keys strings.Builder
+		for i := range 2000 {
+			fmt.Fprintf(&keys, `"%d":%d,`, i, n)
+		}
+		state = `{` + keys.String() + `"a":0}`
+	}
+	if n%2 == 0 {
+		return fmt.Sprintf(`42%d["presence:join",{"roomId":"deep","userId":"u","state":%s}]`, n, state)
+	}
+	return fmt.Sprintf(`42%d["presence:heartbeat",{"roomId":"deep","patchState":%s}]`, n, state)
 }
 
 // userWatcher watches as many users as a socket may, of its own.

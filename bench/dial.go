@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -16,12 +17,14 @@ import (
 const (
 	dialTime     = 20 * time.Second
 	perAddress   = 20_000 // connections from one loopback address: Linux lends about 28,000 ports
+	plainConnect = "40"
 	engineIOPath = "/socket.io/?EIO=4&transport="
 )
 
 // dialer connects Socket.IO clients to namespace "/".
 type dialer struct {
-	polling *http.Client // nil = WebSocket at once
+	polling *http.Client            // nil = WebSocket at once
+	connect func(number int) string // CONNECT packet of a client; nil = one without a token
 }
 
 func newDialer(upgraded bool) *dialer {
@@ -42,17 +45,30 @@ func (d *dialer) dial(ctx context.Context, node string, number int) (*frames, er
 	ctx, cancel := context.WithTimeout(ctx, dialTime)
 	defer cancel()
 	if d.polling == nil {
-		return direct(ctx, node, number)
+		return direct(ctx, node, number, d.packet(number))
 	}
 	return d.upgraded(ctx, node, number)
 }
 
-func direct(ctx context.Context, node string, number int) (*frames, error) {
+func (d *dialer) packet(number int) string {
+	if d.connect == nil {
+		return plainConnect
+	}
+	return d.connect(number)
+}
+
+// direct connects by a WebSocket, before the end of ctx.
+func direct(ctx context.Context, node string, number int, connect string) (*frames, error) {
 	f, err := openWebSocket(ctx, node, "websocket", number)
 	if err != nil {
 		return nil, err
 	}
-	return f, f.converse("", "0{", "40", "40{")
+	stop := context.AfterFunc(ctx, func() { _ = f.conn.Close() })
+	err = f.converse("", "0{", connect, "40{")
+	if !stop() || err != nil {
+		return nil, errors.Join(ctx.Err(), err, f.conn.Close())
+	}
+	return f, nil
 }
 
 // upgraded connects as socket.io-client does by default: by polling, and then with a WebSocket that takes over.
@@ -64,7 +80,7 @@ func (d *dialer) upgraded(ctx context.Context, node string, number int) (*frames
 	_, sid, _ := strings.Cut(open, `"sid":"`)
 	sid, _, _ = strings.Cut(sid, `"`)
 	session := "&sid=" + url.QueryEscape(sid)
-	if _, err := d.poll(ctx, http.MethodPost, node+engineIOPath+"polling"+session, "40", "ok"); err != nil {
+	if _, err := d.poll(ctx, http.MethodPost, node+engineIOPath+"polling"+session, d.packet(number), "ok"); err != nil {
 		return nil, err
 	}
 	if _, err := d.poll(ctx, http.MethodGet, node+engineIOPath+"polling"+session, "", "40{"); err != nil {

@@ -119,6 +119,9 @@ func each(ctx context.Context, n int, f func(int) error) error {
 // connect connects all clients, in turn to each of the nodes. The rooms are so spread over the nodes.
 func (l *load) connect(ctx context.Context, nodes []string) error {
 	d := newDialer(l.mode.upgraded)
+	if l.mode.connect != nil {
+		d.connect = func(i int) string { return l.mode.connect(fmt.Sprint("u", l.clients[i].index)) }
+	}
 	defer d.close()
 	return l.each(ctx, func(i int, c *client) error {
 		f, err := d.dial(ctx, nodes[c.index%len(nodes)], i)

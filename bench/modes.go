@@ -27,6 +27,7 @@ type mode struct {
 	attempt   func(context.Context, trial) (result, error) // default: clients, as driven
 	target    struct{ server, redis, kilobytes float64 }   // w, w, KB per connection; 0 = none
 	attack    *attack                                      // nil = none
+	connect   func(user string) string                     // CONNECT packet; nil = one without a token
 	bare
 }
 

@@ -19,7 +19,10 @@ import (
 const (
 	startTime = 10 * time.Second
 	stopTime  = 10 * time.Second
+	portTries = 5 // of a server whose port somebody else took first
 )
+
+var errPortTaken = errors.New("somebody else took the port")
 
 // process is a program that this one has started.
 type process struct {
@@ -111,7 +114,14 @@ func (s *site) open(ctx context.Context, t trial) error {
 		return nil
 	}
 	for i := range t.settings.nodes {
-		if err := s.startServer(ctx, t, i, redis); err != nil {
+		err := s.startServer(ctx, t, i, redis)
+		for range portTries - 1 {
+			if !errors.Is(err, errPortTaken) {
+				break
+			}
+			err = s.startServer(ctx, t, i, redis)
+		}
+		if err != nil {
 			return err
 		}
 	}
@@ -152,6 +162,9 @@ func (s *site) startServer(ctx context.Context, t trial, number int, redis strin
 		answer, err := http.Get("http://" + address + "/")
 		return err == nil && answer.Body.Close() == nil
 	})
+	if err != nil && strings.Contains(err.Error(), syscall.EADDRINUSE.Error()) {
+		return fmt.Errorf("%w: %w", errPortTaken, err)
+	}
 	if err != nil {
 		return err
 	}
@@ -161,7 +174,7 @@ func (s *site) startServer(ctx context.Context, t trial, number int, redis strin
 	return nil
 }
 
-// freeAddress is one that nobody listens on. Somebody else may be faster, which then is an error of the start.
+// freeAddress is one that nobody listens on. Somebody else may take it before the server does.
 func freeAddress() (string, error) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
