@@ -55,11 +55,16 @@ func (w *web) routes() []route {
 	return routes
 }
 
-// mount adds all of it to a mux, which is not asked to find the routes: it takes an id that is one slash for no segment.
-func (w *web) mount(mux *http.ServeMux) {
-	for _, path := range []string{"/healthz", "/readyz", "/v1/"} {
-		mux.Handle(path, w)
-	}
+// before has requests of these paths reach w, and all others next. An http.ServeMux is not asked to find the routes: it takes
+// an id that is one slash for no segment, and the ids . and .. for steps of a path.
+func (w *web) before(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(out http.ResponseWriter, r *http.Request) {
+		if path := r.URL.Path; path == "/healthz" || path == "/readyz" || strings.HasPrefix(path, "/v1/") {
+			w.ServeHTTP(out, r)
+			return
+		}
+		next.ServeHTTP(out, r)
+	})
 }
 
 // ServeHTTP finds the route. What is beside the routes is answered in JSON as well.

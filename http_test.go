@@ -170,6 +170,9 @@ func TestIdsInPathsAreAnyUnicode(t *testing.T) {
 		if got := n.get(t, "/v1/users/"+path); got.UserID != id || len(got.Conns) != 1 || got.Conns[0].RoomID != id {
 			t.Errorf("user %q is %s", id, got.text)
 		}
+		if got := n.get(t, "/v1/rooms/"+url.PathEscape(id)); got.RoomID != id || got.Count != 1 {
+			t.Errorf("room %q, escaped where it has to be, is %s", id, got.text)
+		}
 		u.ok(eventLeave, "")
 	}
 }

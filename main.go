@@ -261,9 +261,8 @@ func (n *node) wire(config Config) {
 	mux.Handle("/socket.io/", n.sockets)
 	mountPage(mux, config.Demo, rand.Text()[:6])
 	site := &web{service: n.service, hub: n.hub, apiKey: config.APIKey, unready: n.unready, log: n.log}
-	site.mount(mux)
 	mux.Handle("GET /metrics", n.metrics.handler(n.log))
-	n.server = newHTTPServer(mux)
+	n.server = newHTTPServer(site.before(mux))
 }
 
 // wireRooms makes what is between the service and the sockets. The hub lacks its bridge.
