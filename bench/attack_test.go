@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -118,6 +119,18 @@ func TestAttacksAreBounded(t *testing.T) {
 				t.Errorf("got %v, want %q", err, test.want)
 			}
 		})
+	}
+}
+
+func TestSecurityHasARowForEachAttack(t *testing.T) {
+	text, err := os.ReadFile("../SECURITY.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range attacks() {
+		if !strings.Contains(string(text), "\n| `"+a.name+"` | ") {
+			t.Errorf("there is no row for %s", a.name)
+		}
 	}
 }
 

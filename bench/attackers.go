@@ -107,9 +107,12 @@ func (r *attackRun) read(f *frames) {
 	}
 }
 
-// trickle takes so many bytes each time, and looks at nothing.
+// trickle takes so many bytes each time, and looks at nothing. What the system takes for it in advance is kept small.
 func trickle(bytes int, every time.Duration) func(*frames) {
 	return func(f *frames) {
+		if f.conn.(*net.TCPConn).SetReadBuffer(4096) != nil {
+			return
+		}
 		some := make([]byte, bytes)
 		for tick := time.Tick(every); ; <-tick {
 			if _, err := f.conn.Read(some); err != nil {
@@ -176,9 +179,6 @@ func frameFlood(op ws.OpCode) func(context.Context, *attackRun, int) {
 // slowReader asks for the large room ten times a second, and takes 1 KB a second.
 func slowReader(ctx context.Context, r *attackRun, _ int) {
 	r.persist(ctx, trickle(1024, time.Second), func(ctx context.Context, f *frames) error {
-		if err := f.conn.(*net.TCPConn).SetReadBuffer(4096); err != nil {
-			return err
-		}
 		return r.flood(ctx, f, 10, ws.OpText, func(n int) string { return fmt.Sprintf(`42%d["presence:get",{"roomId":"%s"}]`, n, crowdRoom) })
 	})
 }
@@ -196,7 +196,7 @@ func badState(n int) string {
 		state = `{` + strings.Repeat(`"":0,`, size/5) + `"a":0}`
 	default:
 		var keys strings.Builder
-		for i := range 2000 {
+		for i := range 1000 {
 			fmt.Fprintf(&keys, `"%d":%d,`, i, n)
 		}
 		state = `{` + keys.String() + `"a":0}`
