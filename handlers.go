@@ -340,10 +340,8 @@ func (c *connection) enter(ctx context.Context, r *room, wish Member, how tellin
 		joined.Epoch = 0
 		return joined, err
 	}
-	w := newWaiter(joined.Epoch, c.client, asMember, how.Mode, func(v view) {
-		if id != nil {
-			c.client.ack(id, c.joinAck(joined, v, how.Limit))
-		}
+	w := newWaiter(joined.Epoch, c.client, asMember, how.Mode, func(v *view) frameParts {
+		return c.joinAck(id, joined, v.page("", how.Limit), how.Limit == 0)
 	})
 	w.limit = how.Limit
 	return joined, r.admit(ctx, w)
@@ -361,17 +359,12 @@ func (c *connection) keep(ctx context.Context, m *Member, floor int64) error {
 	return c.service.restore(ctx, m, 0, floor)
 }
 
-func (c *connection) joinAck(m Member, v view, limit int) []byte {
-	first := v.first(limit)
-	b := make([]byte, 0, len(first.entries)+200)
-	b = appendText(b, `{"ok":true,"self":{"connId":`, m.Conn)
+// joinAck is the acknowledgement of a join. The whole room needs no counts.
+func (c *connection) joinAck(id ackID, m Member, first page, whole bool) frameParts {
+	b := appendText(nil, `{"ok":true,"self":{"connId":`, m.Conn)
 	b = append(appendNumber(b, `,"epoch":`, m.Epoch), '}')
 	b = appendNumber(b, `,"ttlMs":`, c.service.options.TTL.Milliseconds())
-	if limit > 0 {
-		return append(first.appendTo(b, "snapshot"), '}')
-	}
-	b = appendNumber(b, `,"rev":`, first.rev)
-	return append(append(append(b, `,"snapshot":`...), first.entries...), '}')
+	return ackOf(id, first.appendHead(b, "snapshot", whole), first.entries, []byte{'}'})
 }
 
 func (c *connection) heartbeat(ctx context.Context, payload []byte, _ ackID) ([]byte, error) {
@@ -666,7 +659,8 @@ func (c *connection) ended(reason endReason) {
 	}
 }
 
-func (c *connection) get(ctx context.Context, payload []byte, _ ackID) ([]byte, error) {
+// get answers by itself when it worked.
+func (c *connection) get(ctx context.Context, payload []byte, id ackID) ([]byte, error) {
 	p, refused := decodeGet(payload, c.service.options.Limits)
 	if refused != nil {
 		return nil, refused
@@ -678,11 +672,9 @@ func (c *connection) get(ctx context.Context, payload []byte, _ ackID) ([]byte, 
 	if err != nil {
 		return nil, err
 	}
-	part, err := c.hub.page(ctx, p.RoomID, after, p.Limit, c.client)
-	if err != nil {
-		return nil, err
-	}
-	return append(part.appendTo([]byte(`{"ok":true`), "snapshot"), '}'), nil
+	return nil, c.hub.page(ctx, p.RoomID, after, p.Limit, c.client, func(part page) frameParts {
+		return ackOf(id, part.appendHead([]byte(`{"ok":true`), "snapshot", false), part.entries, []byte{'}'})
+	})
 }
 
 func encodeCursor(lastConn string) string {

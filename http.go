@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -208,11 +209,16 @@ func (w *web) room(ctx context.Context, r *http.Request) ([]byte, error) {
 	if err := checkID("roomId", id, w.service.options.Limits.IDBytes); err != nil {
 		return nil, err
 	}
-	part, err := w.hub.page(ctx, id, after, limit, nil)
+	var part page
+	err = w.hub.page(ctx, id, after, limit, nil, func(given page) frameParts {
+		part = given
+		return nil
+	})
 	if err != nil {
 		return nil, err
 	}
-	return append(part.appendTo(appendText(nil, `{"roomId":`, id), "members"), '}'), nil
+	b := part.appendHead(appendText(nil, `{"roomId":`, id), "members", false)
+	return append(append(slices.Grow(b, len(part.entries)+1), part.entries...), '}'), nil
 }
 
 func (w *web) user(ctx context.Context, r *http.Request) ([]byte, error) {

@@ -160,11 +160,11 @@ func TestALargeRoomThatChangesWhileItIsRead_G3(t *testing.T) {
 				}
 			}
 			s := mustRead(t, near.service, room)
-			if len(s.Entries) != len(fold.entries) {
-				t.Fatalf("the fold has %d members, the room %d", len(fold.entries), len(s.Entries))
+			if len(s.Entries) != fold.entries.len() {
+				t.Fatalf("the fold has %d members, the room %d", fold.entries.len(), len(s.Entries))
 			}
 			for _, e := range s.Entries {
-				if have := fold.entries[e.ConnID]; string(have.State) != string(e.State) || have.Epoch != e.Epoch {
+				if have := fold.entry(e.ConnID); string(have.State) != string(e.State) || have.Epoch != e.Epoch {
 					t.Errorf("%s is %s in the fold, %s in the room", e.ConnID, have.State, e.State)
 				}
 			}

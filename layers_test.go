@@ -15,7 +15,6 @@ import (
 var knownBy = map[string][]string{
 	"github.com/redis/go-redis/v9":      {"presence.go", "presence_scripts.go", "reaper_contact.go", "bridge.go", "pipeline.go", "directory.go", "broadcast.go", "redis.go", "redis_answers.go", "redis_login.go", "main.go"},
 	"github.com/alicebob/miniredis/v2":  {"embedded.go"},
-	"github.com/tidwall/btree":          {"room.go"},
 	"github.com/gobwas/":                {"websocket.go", "engineio.go", "session.go", "limits.go"},
 	"github.com/golang-jwt/jwt/v5":      {"auth.go", "tokens.go", "token_keys.go"},
 	"github.com/prometheus/":            {"metrics.go"},

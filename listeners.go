@@ -315,7 +315,7 @@ func (l *listeners) castBatch(all changes, to []receiver) (sent bool) {
 	h, p := l.room.hub, &l.room.replica
 	events := all.net(p)
 	if len(events) > 0 {
-		h.cast(h.encode.batch(Batch{RoomID: p.room, Rev: p.rev, Count: len(p.entries), Users: len(p.users), Events: events}), to)
+		h.cast(h.encode.batch(Batch{RoomID: p.room, Rev: p.rev, Count: p.entries.len(), Users: len(p.users), Events: events}), to)
 	}
 	return len(events) > 0
 }

@@ -73,6 +73,7 @@ type folder struct {
 	tallyRev    int64
 	batchAt     time.Time
 	late        func() // the answer with a page, on its way
+	held        holding
 }
 
 func (f *folder) ID() string { return f.id }
@@ -95,7 +96,14 @@ func (s *foldRun) keep(what any) frame {
 	return frame(strconv.Itoa(len(s.sent) - 1))
 }
 
-func (f *folder) queue(sent frame) bool {
+func (f *folder) queue(sent frame) bool { return !f.held.keeps(sent) && f.hear(sent) }
+
+func (f *folder) hold() (release func(frameParts)) {
+	end := f.held.begin()
+	return func(frameParts) { end(func() bool { return false }, f.hear) }
+}
+
+func (f *folder) hear(sent frame) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	i, _ := strconv.Atoi(string(sent))
@@ -246,7 +254,7 @@ func (f *folder) atRest(counts bool) {
 	f.arrive()
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	now := told(f.truth.entries)
+	now := told(f.truth.byConn())
 	switch {
 	case !f.listens():
 	case f.mode() == modeCount && counts && f.tally != now.tally():
@@ -276,14 +284,14 @@ func (s *foldRun) change(kind EventType, conn, user, state string, reason Reason
 	rev := prev + 1 + s.random.Int64N(3)
 	e := Event{Type: kind, RoomID: "r", ConnID: conn, UserID: user, State: raw(state), TS: rev, Epoch: rev, Rev: rev, Reason: reason}
 	if kind != EventJoin {
-		e.UserID, e.Epoch = s.truth.entries[conn].UserID, s.truth.entries[conn].Epoch
+		e.UserID, e.Epoch = s.truth.entry(conn).UserID, s.truth.entry(conn).Epoch
 	}
 	s.truth.apply(e)
 	e.UserConns = s.truth.users[e.UserID]
 	s.mu.Lock()
-	s.history[rev] = maps.Clone(told(s.truth.entries))
+	s.history[rev] = told(s.truth.byConn())
 	s.mu.Unlock()
-	s.source.store(rev, slices.SortedFunc(maps.Values(s.truth.entries), func(a, b Entry) int { return bytes.Compare([]byte(a.ConnID), []byte(b.ConnID)) })...)
+	s.source.store(rev, slices.Collect(s.truth.entries.all())...)
 	return message{prev, e}
 }
 
@@ -298,12 +306,12 @@ func (s *foldRun) tellOne(m message) {
 func (s *foldRun) happens() {
 	conns := []string{"x0", "x1", "x2", "x3"}
 	for _, f := range s.folders {
-		if _, there := s.truth.entries[f.id]; there {
+		if _, there := s.truth.entries.get(f.id); there {
 			conns = append(conns, f.id)
 		}
 	}
 	conn, user, state := conns[s.random.IntN(len(conns))], fmt.Sprint("u", s.random.IntN(3)), fmt.Sprint(s.random.IntN(3))
-	old, there := s.truth.entries[conn]
+	old, there := s.truth.entries.get(conn)
 	switch kind := s.random.IntN(12); {
 	case !there:
 		s.tellOne(s.change(EventJoin, conn, user, state, ""))
@@ -336,7 +344,10 @@ func (s *foldRun) begins(f *folder) {
 		rev = m.Rev
 		s.hub.message("r", payloadOf(m))
 	}
-	w := newWaiter(rev, f, as, mode, func(v view) { f.ack(v.first(limit), as, mode) })
+	w := newWaiter(rev, f, as, mode, func(v *view) frameParts {
+		f.ack(v.page("", limit), as, mode)
+		return nil
+	})
 	began, result := time.Now(), make(chan error, 1)
 	go func() { result <- s.room.admit(s.Context(), w) }()
 	synctest.Wait()
@@ -354,7 +365,7 @@ func (s *foldRun) ends(f *folder) {
 	f.mu.Lock()
 	f.chosen[as] = 0
 	f.mu.Unlock()
-	if _, there := s.truth.entries[f.id]; there && as == asMember {
+	if _, there := s.truth.entries.get(f.id); there && as == asMember {
 		s.hub.message("r", payloadOf(s.change(EventLeave, f.id, "", "null", ReasonLeft)))
 	}
 }
@@ -369,11 +380,13 @@ func (s *foldRun) reads(f *folder) {
 	}
 	result := make(chan page, 1)
 	go func() {
-		p, err := s.hub.page(s.Context(), "r", after, limit, f)
+		err := s.hub.page(s.Context(), "r", after, limit, f, func(p page) frameParts {
+			result <- p
+			return nil
+		})
 		if err != nil {
 			s.Error(err)
 		}
-		result <- p
 	}()
 	synctest.Wait()
 	s.settle()

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -280,6 +281,8 @@ func (c *modelClient) queue(f frame) bool {
 	c.unsaid = true
 	return first
 }
+
+func (c *modelClient) queueParts(f frameParts) bool { return c.queue(bytes.Join(f, nil)) }
 
 func (c *modelClient) flush() {
 	c.mu.Lock()

@@ -23,6 +23,7 @@ type mirror struct {
 	heard   []int64 // revisions of the events
 	wrong   []string
 	unsaid  bool // something was queued after the last flush
+	held    holding
 }
 
 func newMirror(room string) *mirror { return &mirror{replica: newReplica(room)} }
@@ -36,7 +37,10 @@ func (m *mirror) flush() {
 }
 
 // welcome is the acknowledgement of its join, as admit calls it.
-func (m *mirror) welcome(v view) { m.begin(v.first(0).entries, v.first(0).rev) }
+func (m *mirror) welcome(v *view) frameParts {
+	m.begin(v.page("", 0).entries, v.rev)
+	return nil
+}
 
 // begin starts the fold with a snapshot.
 func (m *mirror) begin(snapshot []byte, rev int64) {
@@ -50,7 +54,18 @@ func (m *mirror) begin(snapshot []byte, rev int64) {
 	m.replica.adopt(Snapshot{Rev: rev, Entries: entries}, nobody)
 }
 
-func (m *mirror) queue(f frame) bool {
+func (m *mirror) queue(f frame) bool { return !m.held.keeps(f) && m.fold(f) }
+
+func (m *mirror) hold() (release func(frameParts)) {
+	end := m.held.begin()
+	return func(frameParts) {
+		if end(func() bool { return false }, m.fold) {
+			m.flush()
+		}
+	}
+}
+
+func (m *mirror) fold(f frame) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	var e Event
@@ -77,9 +92,9 @@ func (m *mirror) queue(f frame) bool {
 func (m *mirror) equals(s Snapshot) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	same := len(m.replica.entries) == len(s.Entries) && len(m.replica.users) == s.Users && !m.unsaid
+	same := m.replica.entries.len() == len(s.Entries) && len(m.replica.users) == s.Users && !m.unsaid
 	for _, e := range s.Entries {
-		have := m.replica.entries[e.ConnID]
+		have := m.replica.entry(e.ConnID)
 		same = same && have.UserID == e.UserID && have.Epoch == e.Epoch && string(have.State) == string(e.State)
 	}
 	return same

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -38,14 +37,14 @@ type polled struct {
 
 	mu      sync.Mutex // the locks of sockets and of the outbox may be taken under it
 	state   pollState
-	waiting []frame      // for the next poll, in order
-	open    chan []frame // takes the answer of the poll that is open; nil = none is, or its answer is on its way
-	unsent  int          // bytes of messages that wait, or are in an answer on its way
-	left    bool         // the client has closed the session
-	final   bool         // closes when unsent is 0
-	stalled *time.Timer  // runs while messages wait and no poll comes
-	socket  *webSocket   // beside polling, or instead of it
-	meter   meter        // of what comes by requests
+	waiting []frameParts      // for the next poll, in order
+	open    chan []frameParts // takes the answer of the poll that is open; nil = none is, or its answer is on its way
+	unsent  backlog           // of messages that wait, or are in an answer on its way
+	left    bool              // the client has closed the session
+	final   bool              // closes when unsent is 0
+	stalled *time.Timer       // runs while messages wait and no poll comes
+	socket  *webSocket        // beside polling, or instead of it
+	meter   meter             // of what comes by requests
 }
 
 // beginPolling reports whether there is a new connection, which then calls release at its end.
@@ -63,7 +62,7 @@ func (s *sockets) beginPolling(w http.ResponseWriter, r *http.Request, release f
 		return false
 	}
 	s.await(p.client)
-	p.deliver(w, []frame{textFrame(packetOpen, s.open(p.sid, `"websocket"`))})
+	p.deliver(w, []frameParts{{textFrame(packetOpen, s.open(p.sid, `"websocket"`))}})
 	return true
 }
 
@@ -98,10 +97,18 @@ func (p *polled) ping() {
 // queue adds f to what waits for a poll, and reports whether the caller has to flush. A client that has let more than the
 // limit pile up is closed.
 func (p *polled) queue(f frame) (mustFlush bool) {
+	if !p.onPolling() {
+		return p.socket.queue(f)
+	}
+	return p.queueParts(frameParts{f})
+}
+
+// queueParts is queue for a frame in parts.
+func (p *polled) queueParts(f frameParts) (mustFlush bool) {
 	p.mu.Lock()
 	if p.state == pollUpgraded {
 		p.mu.Unlock()
-		return p.socket.queue(f)
+		return p.socket.queueParts(f)
 	}
 	fits := p.hold(f)
 	mustFlush = p.open != nil
@@ -116,7 +123,7 @@ func (p *polled) queue(f frame) (mustFlush bool) {
 func (p *polled) held() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.unsent
+	return p.unsent.bytes
 }
 
 // tooSlow closes a client that does not take what is sent to it.
@@ -127,17 +134,17 @@ func (p *polled) tooSlow() {
 }
 
 // hold is queue under mu, before an upgrade. It reports whether f is within the limit.
-func (p *polled) hold(f frame) bool {
+func (p *polled) hold(f frameParts) bool {
 	n, limit := messageBytes(f), p.sockets.MaxUnsentBytes
 	switch {
 	case p.state == pollClosed:
-	case limit > 0 && p.unsent > 0 && p.unsent+n > limit:
+	case p.unsent.exceeds(n, limit):
 		return false
 	default:
-		p.unsent += n
+		p.unsent.add(n, limit)
 		p.waiting = append(p.waiting, f)
-		p.sockets.Unsent.add(p, f)
-		if p.open == nil && p.stalled == nil && p.unsent > 0 {
+		p.sockets.Unsent.add(p, f...)
+		if p.open == nil && p.stalled == nil && p.unsent.bytes > 0 {
 			p.stalled = time.AfterFunc(p.sockets.WriteTimeout, p.checkStalled)
 		}
 	}
@@ -155,9 +162,9 @@ func (p *polled) checkStalled() {
 }
 
 // messageBytes is how much a frame counts as unsent. Packets of Engine.IO's own, such as pings, do not count.
-func messageBytes(f frame) int {
-	if packet := f.packet(); packet[0] == packetMessage {
-		return len(packet)
+func messageBytes(f frameParts) int {
+	if frame(f[0]).packet()[0] == packetMessage {
+		return f.packetSize()
 	}
 	return 0
 }
@@ -185,7 +192,7 @@ func (p *polled) answerPoll() {
 // endPoll answers the open poll, if there is one, with a packet that has no data. Call it under mu, before an upgrade.
 func (p *polled) endPoll(kind byte) {
 	if p.open != nil {
-		p.open <- []frame{textFrame(kind)}
+		p.open <- []frameParts{{textFrame(kind)}}
 		p.open = nil
 	}
 }
@@ -194,7 +201,7 @@ func (p *polled) endPoll(kind byte) {
 func (p *polled) finish(why closeError) {
 	p.mu.Lock()
 	p.final = true
-	upgraded, waiting := p.state == pollUpgraded, p.unsent > 0
+	upgraded, waiting := p.state == pollUpgraded, p.unsent.bytes > 0
 	p.mu.Unlock()
 	switch {
 	case upgraded:
@@ -285,8 +292,8 @@ func (p *polled) tooMuch() {
 }
 
 // await returns the answer to a poll, which comes when the session is closed or upgraded at the latest.
-func (p *polled) await() []frame {
-	open := make(chan []frame, 1)
+func (p *polled) await() []frameParts {
+	open := make(chan []frameParts, 1)
 	p.mu.Lock()
 	p.open = open
 	p.resume()
@@ -307,11 +314,11 @@ func (p *polled) await() []frame {
 
 // deliver answers a poll. The messages in the answer count as unsent until then. A client that does not take it in time is
 // closed.
-func (p *polled) deliver(w http.ResponseWriter, answer []frame) {
+func (p *polled) deliver(w http.ResponseWriter, answer []frameParts) {
 	err := p.write(w, answer)
 	p.mu.Lock()
 	p.forget(answer)
-	done := err != nil || p.final && p.unsent == 0
+	done := err != nil || p.final && p.unsent.bytes == 0
 	p.mu.Unlock()
 	if done {
 		p.client.close()
@@ -319,18 +326,18 @@ func (p *polled) deliver(w http.ResponseWriter, answer []frame) {
 }
 
 // forget takes frames back from what waits for the client. Call it under mu.
-func (p *polled) forget(frames []frame) {
+func (p *polled) forget(frames []frameParts) {
 	for _, f := range frames {
-		p.unsent -= messageBytes(f)
-		p.sockets.Unsent.remove(p, f)
+		p.unsent.sub(messageBytes(f))
+		p.sockets.Unsent.remove(p, f...)
 	}
 }
 
-// write writes the answer to a poll, packet by packet: what several clients are sent is in memory once.
-func (p *polled) write(w http.ResponseWriter, answer []frame) error {
+// write writes the answer to a poll, part by part: what several clients are sent is in memory once.
+func (p *polled) write(w http.ResponseWriter, answer []frameParts) error {
 	length := len(answer) - 1
 	for _, f := range answer {
-		length += len(f.packet())
+		length += f.packetSize()
 	}
 	header := w.Header()
 	header.Set("Content-Type", "text/plain; charset=UTF-8")
@@ -342,7 +349,7 @@ func (p *polled) write(w http.ResponseWriter, answer []frame) error {
 		if i > 0 {
 			_, _ = w.Write([]byte{separator}) // buffered; an error stays for the next write
 		}
-		for piece := range slices.Chunk(f.packet(), pollPiece) {
+		for piece := range f.pieces(pollPiece) {
 			_ = control.SetWriteDeadline(earlier(time.Now().Add(p.sockets.WriteTimeout), last))
 			if _, err := w.Write(piece); err != nil {
 				return err
@@ -462,7 +469,7 @@ func (p *polled) switchTo(x *webSocket) error {
 	_ = x.conn.SetReadDeadline(time.Time{})
 	p.endPoll(packetNoop)
 	for _, f := range p.waiting {
-		x.queue(f)
+		x.queueParts(f)
 	}
 	x.flush()
 	p.forget(p.waiting)

@@ -1953,11 +1953,11 @@ func (d *schedule) assertFolded(t *testing.T, all []message) {
 		}
 	}
 	v := mustRead(t, d.services[1], d.room)
-	if len(v.Entries) != len(replica.entries) || v.Users != len(replica.users) {
-		t.Errorf("the room has %d connections of %d users, its events make %d of %d", len(v.Entries), v.Users, len(replica.entries), len(replica.users))
+	if len(v.Entries) != replica.entries.len() || v.Users != len(replica.users) {
+		t.Errorf("the room has %d connections of %d users, its events make %d of %d", len(v.Entries), v.Users, replica.entries.len(), len(replica.users))
 	}
 	for _, e := range v.Entries {
-		if p := replica.entries[e.ConnID]; p.Epoch != e.Epoch || p.Rev != e.Rev || string(p.State) != string(e.State) || p.UserID != e.UserID {
+		if p := replica.entry(e.ConnID); p.Epoch != e.Epoch || p.Rev != e.Rev || string(p.State) != string(e.State) || p.UserID != e.UserID {
 			t.Errorf("the room has %+v, its events make %+v", e, p)
 		}
 	}

@@ -6,7 +6,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"iter"
 	"log/slog"
 	"maps"
 	"slices"
@@ -14,8 +13,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"github.com/tidwall/btree"
 )
 
 const (
@@ -50,6 +47,7 @@ type receiver interface {
 	ID() string // of the connection
 	queue(f frame) (mustFlush bool)
 	flush()
+	hold() (release func(first frameParts)) // keeps back what is queued from now on, until it is released behind first
 }
 
 // roomSource is where rooms come from.
@@ -147,24 +145,29 @@ func (h *hub) acquire(id string) *room {
 	return r
 }
 
-// page gives members of any room in the order of their connection ids, at most limit, after a given id. A small room that
-// no local socket is in is read; of a large one the node keeps the replica for a while, because more pages will be asked for.
-// by is the local socket that will get it, nil = none.
-func (h *hub) page(ctx context.Context, id, after string, limit int, by receiver) (given page, err error) {
+// page has answer called with members of any room in the order of their connection ids, at most limit, after a given id. What
+// it returns is sent to by, if that is not nil, in its place among the room's events. A small room that no local socket is in is
+// read; of a large one the node keeps the replica for a while, because more pages will be asked for.
+func (h *hub) page(ctx context.Context, id, after string, limit int, by receiver, answer func(page) frameParts) error {
 	rev, count, err := h.source.size(ctx, id)
 	if err != nil {
-		return page{}, err
+		return err
 	}
 	if count <= maxPage && h.find(id) == nil {
 		s, err := h.source.read(ctx, id)
+		if err != nil {
+			return err
+		}
 		p := newReplica(id)
 		p.adopt(s, nobody)
-		return p.page(after, limit), err
+		w := newGlance(rev, after, limit, by, answer)
+		w.show(p.view())
+		w.finish()
+		return nil
 	}
 	r := h.acquire(id)
 	defer h.release(r)
-	err = r.admit(ctx, newGlance(rev, after, limit, by, &given))
-	return given, err
+	return r.admit(ctx, newGlance(rev, after, limit, by, answer))
 }
 
 func (h *hub) release(r *room) {
@@ -231,7 +234,9 @@ func (h *hub) sweep() {
 			if h.deserted != nil {
 				h.deserted(id)
 			}
+			continue
 		}
+		r.forget()
 	}
 }
 
@@ -361,7 +366,7 @@ type room struct {
 	touched   bool      // the hub will settle this room
 	listeners listeners
 	waiters   []*waiter
-	snapshot  map[int]page           // of the answers at work, by its limit
+	view      *view                  // of the last answers, nil = none
 	owned     map[string]*membership // the members that this node put in, by connection
 	repair    repair
 
@@ -437,29 +442,54 @@ type waiter struct {
 	to       receiver // nil = nobody, who waits has what it wants with the answer
 	as       role
 	mode     eventMode
-	after    string // the page that it wants begins behind this connection
-	limit    int    // and has so many members; 0 = all
-	answer   func(view)
+	after    string                 // the page that it wants begins behind this connection
+	limit    int                    // and has so many members; 0 = all
+	glances  bool                   // it is given a page only
+	answer   func(*view) frameParts // what it is sent before the events; it is called by admit, and may take its time
 	answered chan struct{}
+	view     *view                  // once it is answered
+	release  func(first frameParts) // of the receiver
 }
 
-// newWaiter is for a receiver that joins or watches: answer gives it the room as it is when it begins.
-func newWaiter(rev int64, to receiver, as role, mode eventMode, answer func(view)) *waiter {
+// newWaiter is for a receiver that joins or watches: answer is given the room as it is when it begins.
+func newWaiter(rev int64, to receiver, as role, mode eventMode, answer func(*view) frameParts) *waiter {
 	return &waiter{rev: rev, to: to, as: as, mode: mode, answer: answer, answered: make(chan struct{})}
 }
 
 // newGlance is for who is given a page, and hears nothing more.
-func newGlance(rev int64, after string, limit int, by receiver, given *page) *waiter {
-	w := newWaiter(rev, nil, asMember, modeNone, func(v view) {
-		v.r.listeners.paged(by)
-		*given = v.r.replica.page(after, limit)
-	})
-	w.after, w.limit = after, limit
+func newGlance(rev int64, after string, limit int, by receiver, answer func(page) frameParts) *waiter {
+	w := newWaiter(rev, by, asMember, modeNone, func(v *view) frameParts { return answer(v.page(after, limit)) })
+	w.after, w.limit, w.glances = after, limit, true
 	return w
 }
 
-// admit waits until the replica has reached the waiter's revision. Then, in one step, it calls answer with the room and
-// makes the receiver one of the room's (G2: the acknowledgement precedes the events, and none between them is missing).
+// show gives the waiter the room. What its receiver is sent from now on waits for finish.
+func (w *waiter) show(v *view) {
+	w.view = v
+	if w.to != nil && w.release == nil { // it is shown the room again after a panic
+		w.release = w.to.hold()
+	}
+}
+
+// finish sends the receiver what it waited for, and what was held back behind that.
+func (w *waiter) finish() {
+	var first frameParts
+	if w.release != nil {
+		defer func() { w.release(first) }()
+	}
+	first = w.answer(w.view)
+}
+
+// abandon ends the hold of a receiver that was shown the room, but not answered because of a panic.
+func (w *waiter) abandon() {
+	if w.release != nil {
+		w.release(nil)
+	}
+}
+
+// admit waits until the replica has reached the waiter's revision. Then, in one step, it takes a view of the room and makes the
+// receiver one of the room's, whose events wait behind the answer that is made of the view (G2: the acknowledgement precedes the
+// events, and none between them is missing). It is made by the goroutine that called admit, so that nobody else waits for it.
 func (r *room) admit(ctx context.Context, w *waiter) error {
 	if _, err := r.ready(ctx); err != nil {
 		return err
@@ -470,12 +500,21 @@ func (r *room) admit(ctx context.Context, w *waiter) error {
 	r.enqueue(w)
 	impatient := r.after(joinPatience, r.hurry)
 	defer impatient.Stop()
+	return r.await(ctx, w)
+}
+
+// await waits until the waiter is shown the room, and sends its receiver the answer. The error is that of a waiter that gave up.
+func (r *room) await(ctx context.Context, w *waiter) error {
 	select {
 	case <-w.answered:
-		return nil
 	case <-ctx.Done():
-		return r.giveUp(w, ctx.Err())
+		if err := r.giveUp(w, ctx.Err()); err != nil {
+			w.abandon()
+			return err
+		}
 	}
+	w.finish()
+	return nil
 }
 
 // enqueue has a waiter answered as soon as its revision is there.
@@ -499,7 +538,7 @@ func (r *room) enqueue(w *waiter) {
 }
 
 // inPages tells whether the waiter wants a part of a room that is too large to be read for it. r.mu is held.
-func (r *room) inPages(w *waiter) bool { return w.limit > 0 && len(r.replica.entries) > readBatch }
+func (r *room) inPages(w *waiter) bool { return w.limit > 0 && r.replica.entries.len() > readBatch }
 
 // freshen asks when the members on the page that the waiter wants were last heard of, if the room is not read for that.
 func (r *room) freshen(ctx context.Context, w *waiter) error {
@@ -509,7 +548,7 @@ func (r *room) freshen(ctx context.Context, w *waiter) error {
 	stale := r.inPages(w) && now.Sub(r.readAt) > r.hub.freshFor && !(first && w.limit <= r.freshFirst && now.Sub(r.freshAt) <= r.hub.freshFor)
 	var conns []string
 	if stale {
-		conns, _ = r.replica.ids(w.after, w.limit)
+		conns = r.replica.ids(w.after, w.limit)
 	}
 	r.mu.Unlock()
 	if !stale {
@@ -544,7 +583,7 @@ func (r *room) hurry() {
 
 // reach waits until the replica has reached rev, and all events up to there are told.
 func (r *room) reach(ctx context.Context, rev int64) error {
-	return r.admit(ctx, newWaiter(rev, nil, asMember, modeNone, func(view) {}))
+	return r.admit(ctx, newWaiter(rev, nil, asMember, modeNone, func(*view) frameParts { return nil }))
 }
 
 // giveUp takes back a waiter, unless it was answered in the meantime.
@@ -574,7 +613,6 @@ func (r *room) answer() {
 		all := r.waiters
 		r.waiters = append(rest, open...)
 		clear(all[len(r.waiters):])
-		r.snapshot = nil
 	}()
 	for i, w := range r.waiters {
 		open = r.waiters[i:]
@@ -582,8 +620,11 @@ func (r *room) answer() {
 			rest = append(rest, w)
 			continue
 		}
-		w.answer(view{r})
-		if w.to != nil {
+		w.show(r.current())
+		switch {
+		case w.glances:
+			r.listeners.paged(w.to)
+		case w.to != nil:
 			r.listeners.admit(w.to, w.as, w.mode)
 		}
 		close(w.answered)
@@ -591,40 +632,20 @@ func (r *room) answer() {
 	open = nil
 }
 
-// view is a room as those see it who are answered. It is good for as long as the answer is at work.
-type view struct{ r *room }
-
-// first is the whole room, or the first page of it if limit is not 0. It is built once for all who are answered together.
-func (v view) first(limit int) page {
-	p, built := v.r.snapshot[limit]
-	if !built {
-		p = v.r.replica.page("", limit)
-		if v.r.snapshot == nil {
-			v.r.snapshot = map[int]page{}
-		}
-		v.r.snapshot[limit] = p
+// current is a view of the room as it is. All who are answered before it changes share it. r.mu is held.
+func (r *room) current() *view {
+	if !r.view.shows(&r.replica) {
+		r.view = r.replica.view()
 	}
-	return p
+	return r.view
 }
 
-// page is a part of a room's members, by connection id, and what the whole room has.
-type page struct {
-	rev     int64
-	all     tally
-	entries []byte // JSON array
-	last    string // connection id of the last one, "" if nobody follows
-}
-
-// appendTo appends the page within an object: its entries under a name, and how to ask for the next one.
-func (p page) appendTo(b []byte, name string) []byte {
-	b = appendNumber(b, `,"rev":`, p.rev)
-	b = appendNumber(b, `,"count":`, int64(p.all.count))
-	b = appendNumber(b, `,"users":`, int64(p.all.users))
-	if p.last != "" {
-		b = appendText(b, `,"cursor":`, encodeCursor(p.last))
+// forget gives up the view, which keeps what was sent in memory.
+func (r *room) forget() {
+	if r.mu.TryLock() {
+		r.view = nil
+		r.mu.Unlock()
 	}
-	b = append(appendString(append(b, ','), name), ':')
-	return append(b, p.entries...)
 }
 
 // leave ends what the receiver gets in a role. Frames that are queued for it stay.
@@ -800,7 +821,7 @@ func (r *room) readLoop() {
 			wait = min(2*wait, 500*time.Millisecond)
 			continue
 		}
-		done := r.adopt(s, known, r.firstOf(s))
+		done := r.adopt(s, known, r.compareWith(s))
 		r.hub.settle()
 		if done {
 			return
@@ -878,17 +899,28 @@ func (s Snapshot) after(changes []Event) Snapshot {
 	return s
 }
 
-// firstOf is the replica for a room that had none, nil if it has one. It takes a while to build for a large room, and nobody
-// must wait for that.
-func (r *room) firstOf(s Snapshot) *replica {
+// compared is a reading of the room beside the replica, which does not change while the room is read. In a large room it takes a
+// while to find, and nobody must wait for that.
+type compared struct {
+	comparison
+	first   *replica // of a room that had none, nil = it has one
+	missing []string // members of this node that were not found, or as an older copy
+}
+
+func (r *room) compareWith(s Snapshot) compared {
+	c := compared{missing: r.missingIn(s)}
 	select {
 	case <-r.loaded:
-		return nil
 	default:
 		p := newReplica(r.id)
 		p.adopt(s, nobody)
-		return &p
+		c.first = &p
 	}
+	r.mu.Lock()
+	had := r.replica.entries.view()
+	r.mu.Unlock()
+	c.comparison = had.compare(s.Entries)
+	return c
 }
 
 // beginRead gives the number of messages that came before the read.
@@ -905,25 +937,28 @@ func (r *room) beginRead() (known int) {
 //
 // Messages that follow the replica come first: a read must not take the place of events that are there, or that are on
 // their way (G1). What it has beyond them is told as the difference, if messages may be lost.
-func (r *room) adopt(s Snapshot, known int, first *replica) bool {
+func (r *room) adopt(s Snapshot, known int, found compared) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.examine(s)
+	r.examine(s, found.missing)
 	had, kept := r.replica.stored, len(r.pending)
+	for _, m := range r.pending { // which may be applied before the reading is
+		found.differ[m.ConnID] = true
+	}
 	r.doubt = !r.applyPending() || r.doubt
 	known -= kept - len(r.pending)
 	overtaken := had <= s.Rev && s.Rev < r.replica.stored
 	onTheirWay := r.replica.stored < s.Rev && !r.doubt
 	switch {
-	case overtaken || onTheirWay && first == nil:
-		r.replica.refresh(s)
+	case overtaken || onTheirWay && found.first == nil:
+		r.replica.hear(found.comparison)
 		r.tellGone(s)
-	case first != nil && r.replica.stored == 0 && len(r.replica.entries) == 0:
-		r.replica = *first
+	case found.first != nil && r.replica.stored == 0 && r.replica.entries.len() == 0:
+		r.replica = *found.first
 	default:
-		r.hastenKicked()
+		r.hastenKicked(found.comparison)
 		stored := r.replica.stored
-		changes := r.replica.adopt(s, r.sparer(s))
+		changes := r.replica.adoptOnly(s, found.comparison, r.sparer(s))
 		if !r.readAt.IsZero() {
 			r.hub.metrics.repaired(len(changes))
 		}
@@ -945,9 +980,9 @@ func (r *room) adopt(s Snapshot, known int, first *replica) bool {
 }
 
 // hastenKicked is for members that were kicked, if the message was lost: a read is going to tell that they left. r.mu is held.
-func (r *room) hastenKicked() {
-	for conn, m := range r.owned {
-		if m.isOver() {
+func (r *room) hastenKicked(found comparison) {
+	for conn := range found.differ {
+		if m := r.owned[conn]; m != nil && m.isOver() {
 			r.listeners.hasten(conn)
 		}
 	}
@@ -973,15 +1008,15 @@ func (r *room) applyPending() bool {
 // replica is a room as this node knows it.
 type replica struct {
 	room    string
-	rev     int64              // the highest that receivers were told
-	stored  int64              // that of the store, as far as is known: below rev only when the store has lost its counter
-	entries map[string]Entry   // by connection id
-	users   map[string]int     // connections of each user
-	order   *btree.Set[string] // connection ids, once a page was asked for
+	rev     int64 // the highest that receivers were told
+	stored  int64 // that of the store, as far as is known: below rev only when the store has lost its counter
+	entries members
+	users   map[string]int // connections of each user
+	version uint64         // raised by each change
 }
 
 func newReplica(room string) replica {
-	return replica{room: room, entries: map[string]Entry{}, users: map[string]int{}}
+	return replica{room: room, users: map[string]int{}}
 }
 
 // precedes tells whether m is the next change. Receivers never see a revision go back.
@@ -1011,109 +1046,90 @@ func entryOfEvent(e Event) Entry {
 }
 
 func (p *replica) put(e Entry) (before Entry, had bool) {
-	before, had = p.drop(e.ConnID)
+	p.version++
+	before, had = p.entries.get(e.ConnID)
 	if had && before.UserID == e.UserID {
 		e.ConnID, e.UserID = before.ConnID, before.UserID
 	} else { // parts of a message, which they would keep in memory
 		e.ConnID, e.UserID = strings.Clone(e.ConnID), strings.Clone(e.UserID)
+		p.users[e.UserID]++
+		if had {
+			p.release(before.UserID)
+		}
 	}
-	p.entries[e.ConnID] = e
-	p.users[e.UserID]++
-	if p.order != nil {
-		p.order.Insert(e.ConnID)
-	}
+	p.entries.put(e)
 	return before, had
 }
 
 func (p *replica) drop(conn string) (before Entry, had bool) {
-	before, had = p.entries[conn]
+	before, had = p.entries.get(conn)
 	if !had {
 		return before, false
 	}
-	delete(p.entries, conn)
-	if p.users[before.UserID]--; p.users[before.UserID] == 0 {
-		delete(p.users, before.UserID)
-	}
-	if p.order != nil {
-		p.order.Delete(conn)
-	}
+	p.version++
+	p.entries.drop(conn)
+	p.release(before.UserID)
 	return before, true
 }
 
-func (p *replica) tally() tally { return tally{len(p.entries), len(p.users)} }
-
-// page gives the members after a connection id, at most limit, 0 = all.
-func (p *replica) page(after string, limit int) page {
-	if after == "" && (limit == 0 || limit >= len(p.entries)) {
-		return page{rev: p.rev, all: p.tally(), entries: appendEntries(nil, maps.Values(p.entries))}
+// release takes a connection off a user.
+func (p *replica) release(user string) {
+	if p.users[user]--; p.users[user] == 0 {
+		delete(p.users, user)
 	}
-	ids, more := p.ids(after, limit)
-	given := page{rev: p.rev, all: p.tally(), entries: appendEntries(nil, p.list(ids))}
-	if more {
-		given.last = ids[limit-1]
-	}
-	return given
 }
 
-// ids are the connections after one, in order, at most limit, and whether there are more.
-func (p *replica) ids(after string, limit int) (ids []string, more bool) {
-	if p.order == nil { // only rooms that are read in pages need one
-		p.order = &btree.Set[string]{}
-		for conn := range p.entries {
-			p.order.Insert(conn)
-		}
-	}
-	p.order.Ascend(after, func(conn string) bool {
-		if conn == after {
-			return true
-		}
-		if more = len(ids) == limit; more {
-			return false
-		}
-		ids = append(ids, conn)
-		return true
-	})
-	return ids, more
-}
+func (p *replica) tally() tally { return tally{p.entries.len(), len(p.users)} }
 
-func (p *replica) list(conns []string) iter.Seq[Entry] {
-	return func(yield func(Entry) bool) {
-		for _, conn := range conns {
-			if !yield(p.entries[conn]) {
-				return
-			}
+// ids are the connections after one, in order, at most limit.
+func (p *replica) ids(after string, limit int) (ids []string) {
+	for e := range p.entries.after(after) {
+		if len(ids) == limit {
+			break
 		}
+		ids = append(ids, e.ConnID)
 	}
+	return ids
 }
 
 // heard notes when a member was last heard of.
 func (p *replica) heard(conn string, ms int64) {
-	if e, there := p.entries[conn]; there && e.LastSeenMs < ms {
+	if e, there := p.entries.get(conn); there && e.LastSeenMs < ms {
+		p.version++
 		e.LastSeenMs = ms
-		p.entries[conn] = e
+		p.entries.put(e)
 	}
 }
 
-// refresh takes over when the members were last heard of.
-func (p *replica) refresh(s Snapshot) {
-	for _, e := range s.Entries {
-		if old, ok := p.entries[e.ConnID]; ok && old.Epoch == e.Epoch {
-			old.LastSeenMs = max(old.LastSeenMs, e.LastSeenMs)
-			p.entries[e.ConnID] = old
-		}
-	}
+// hear notes when the members of a reading were last heard of.
+func (p *replica) hear(c comparison) {
+	p.version++
+	p.entries.hear(c)
 }
 
 // adopt makes the replica equal to what was read and gives the difference: joins and updates, then leaves, all of the
 // revision that was read. A replica never goes back: where Redis has lost its counter, the higher revision stays, and so do
 // entries that spare is true for, although they were not found, or only as an older copy.
 func (p *replica) adopt(s Snapshot, spare func(Entry) bool) []change {
+	return p.adoptOnly(s, p.entries.compare(s.Entries), spare)
+}
+
+// adoptOnly is adopt where the comparison is known. It takes as long as there are differences.
+func (p *replica) adoptOnly(s Snapshot, found comparison, spare func(Entry) bool) []change {
 	p.rev, p.stored = max(p.rev, s.Rev), s.Rev
+	p.hear(found)
 	var changes []change
-	present := make(map[string]bool, len(s.Entries))
-	for _, e := range s.Entries {
-		present[e.ConnID] = true
-		old, had := p.entries[e.ConnID]
+	differ := slices.Sorted(maps.Keys(found.differ))
+	var missing []Entry
+	for _, conn := range differ {
+		old, had := p.entries.get(conn)
+		e, present := s.entry(conn)
+		if !present {
+			if had && !spare(old) {
+				missing = append(missing, old)
+			}
+			continue
+		}
 		if had && e.olderThan(old.Epoch, old.Rev) && spare(old) {
 			continue
 		}
@@ -1123,13 +1139,20 @@ func (p *replica) adopt(s Snapshot, spare func(Entry) bool) []change {
 			changes = append(changes, change{p.event(kind, e, s.TS), old, had})
 		}
 	}
-	for conn, old := range p.entries {
-		if !present[conn] && !spare(old) {
-			p.drop(conn)
-			changes = append(changes, change{p.event(EventLeave, old, s.TS), old, true})
-		}
+	for _, old := range missing {
+		p.drop(old.ConnID)
+		changes = append(changes, change{p.event(EventLeave, old, s.TS), old, true})
 	}
 	return changes
+}
+
+// entry finds a connection in what was read.
+func (s Snapshot) entry(conn string) (Entry, bool) {
+	at, found := slices.BinarySearchFunc(s.Entries, conn, byConn)
+	if !found {
+		return Entry{}, false
+	}
+	return s.Entries[at], true
 }
 
 // nobody of those who were not found stays.
@@ -1162,16 +1185,4 @@ func (p *replica) event(kind EventType, e Entry, ts int64) Event {
 		event.State = nil
 	}
 	return event
-}
-
-// appendEntries appends a JSON array.
-func appendEntries(b []byte, entries iter.Seq[Entry]) []byte {
-	b = append(b, '[')
-	for e := range entries {
-		if b[len(b)-1] != '[' {
-			b = append(b, ',')
-		}
-		b = e.appendJSON(b)
-	}
-	return append(b, ']')
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"maps"
+	"runtime"
 	"slices"
 	"time"
 )
@@ -13,6 +14,9 @@ const (
 
 	// The least time until a room is read again for members that were missing and are due to be told as gone.
 	checkPause = 50 * time.Millisecond
+
+	// Members of this node that are listed while others wait for the room's lock.
+	ownAtOnce = 256
 )
 
 // repair is what a room knows of losses of data in Redis. The room's lock guards it.
@@ -29,8 +33,42 @@ type repair struct {
 	checking  bool                 // a timer is going to have the room read for those who are spared
 }
 
-// examine looks in what was read for signs that Redis has lost data of the room. r.mu is held.
-func (r *room) examine(s Snapshot) {
+// missingIn gives the members of this node that are not in what was read, or only as an older copy.
+func (r *room) missingIn(s Snapshot) (conns []string) {
+	if r.hub.loss == nil {
+		return nil
+	}
+	for _, mine := range r.ownMembers() {
+		if mine.missingIn(s) {
+			conns = append(conns, mine.conn)
+		}
+	}
+	return conns
+}
+
+// ownMember is a member of this node.
+type ownMember struct {
+	conn string
+	*membership
+}
+
+// ownMembers lists the members of this node. It holds the room's lock for a part of them at a time.
+func (r *room) ownMembers() (list []ownMember) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for conn, m := range r.owned {
+		if list = append(list, ownMember{conn, m}); len(list)%ownAtOnce == 0 {
+			r.mu.Unlock()
+			runtime.Gosched()
+			r.mu.Lock()
+		}
+	}
+	return list
+}
+
+// examine looks in what was read for signs that Redis has lost data of the room. Those members of this node are perhaps missing.
+// r.mu is held.
+func (r *room) examine(s Snapshot, missing []string) {
 	had, before := r.replica.stored, r.repair.signs
 	r.repair.signs = s.loss
 	r.repair.signs.server = cmp.Or(s.loss.server, before.server)
@@ -44,19 +82,16 @@ func (r *room) examine(s Snapshot) {
 		r.hold()
 		r.healOwn()
 	}
-	r.lookForOwn(s)
+	r.lookForOwn(s, missing)
 }
 
-// lookForOwn has the members of this node put back that were not found. Only one that was there before is a sign of a loss:
+// lookForOwn has the members of this node put back that are missing. Only one that was there before is a sign of a loss:
 // one that stays away must not make others wait again. r.mu is held.
-func (r *room) lookForOwn(s Snapshot) {
-	if r.hub.loss == nil {
-		return
-	}
+func (r *room) lookForOwn(s Snapshot, missing []string) {
 	before := r.repair.missing
 	r.repair.missing = nil
-	for conn, m := range r.owned {
-		if !m.missingIn(s) {
+	for _, conn := range missing {
+		if m := r.owned[conn]; m == nil || !m.missingIn(s) { // no more
 			continue
 		}
 		if r.repair.missing == nil {
@@ -160,10 +195,10 @@ func (r *room) sparer(s Snapshot) func(Entry) bool {
 // tellGone ends the sparing of those who are in what was read, and tells that those have left whose time is over. r.mu is held.
 func (r *room) tellGone(s Snapshot) {
 	for conn, until := range r.repair.spared {
-		at, found := slices.BinarySearchFunc(s.Entries, conn, func(e Entry, conn string) int { return cmp.Compare(e.ConnID, conn) })
-		e, there := r.replica.entries[conn]
+		now, found := s.entry(conn)
+		e, there := r.replica.entries.get(conn)
 		switch {
-		case !there, found && !s.Entries[at].olderThan(e.Epoch, e.Rev):
+		case !there, found && !now.olderThan(e.Epoch, e.Rev):
 			delete(r.repair.spared, conn)
 		case !found && !until.After(r.repair.readBegan):
 			r.applyAside(r.replica.event(EventLeave, e, s.TS))
@@ -173,7 +208,7 @@ func (r *room) tellGone(s Snapshot) {
 
 // overtake takes a message that a read came before. Of a member that was spared in that read it tells that it left. r.mu is held.
 func (r *room) overtake(m message) {
-	e, there := r.replica.entries[m.ConnID]
+	e, there := r.replica.entries.get(m.ConnID)
 	if m.Type != EventLeave || !r.holds() || !there || e.Epoch > m.Epoch || e.Rev >= m.Rev {
 		return
 	}

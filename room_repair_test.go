@@ -148,7 +148,7 @@ func newRepairedRooms(t *testing.T, b backend, rooms, members int) *repairedRoom
 			s.in(i).join("127.0.0.1:"+n.port(), "{}")
 		}
 		s.watchers[i] = &ear{id: "watcher"}
-		w := newWaiter(0, s.watchers[i], asWatcher, modeAll, func(view) {})
+		w := newWaiter(0, s.watchers[i], asWatcher, modeAll, func(*view) frameParts { return nil })
 		if err := s.watching.hub.acquire(s.in(i).room).admit(t.Context(), w); err != nil {
 			t.Error(err)
 		}
@@ -297,8 +297,8 @@ func TestWhoLeftIsToldInTimeWhileOthersComeAndGo_G3(t *testing.T) {
 	gone := func() bool {
 		for _, o := range witness {
 			o.mirror.mu.Lock()
-			_, first := o.mirror.replica.entries[s.owned[0]]
-			_, second := o.mirror.replica.entries[s.owned[5]]
+			_, first := o.mirror.replica.entries.get(s.owned[0])
+			_, second := o.mirror.replica.entries.get(s.owned[5])
 			o.mirror.mu.Unlock()
 			if first || second {
 				return false

@@ -146,7 +146,7 @@ func (all changes) net(p *replica) []Event {
 	var events []Event
 	added := map[string]int{} // to each user's connections
 	for conn, t := range all {
-		now, has := p.entries[conn]
+		now, has := p.entries.get(conn)
 		if t.had {
 			added[t.before.UserID]--
 		}

@@ -71,6 +71,7 @@ const (
 // calls the client back on the same goroutine.
 type link interface {
 	queue(f frame) (flush bool)
+	queueParts(f frameParts) (flush bool)
 	flush()
 	finish(why closeError) // closes after what is queued has left
 	shut(why closeError)   // closes
@@ -88,6 +89,7 @@ type client struct {
 	ending atomic.Int32 // 0, or 1 + the endReason of close or disconnect
 
 	connected atomic.Bool // CONNECT was answered
+	held      holding
 
 	in       sync.Mutex // one packet, or the end, at a time; nothing that sends takes it
 	peer     peer       // while connected
@@ -135,7 +137,20 @@ func (c *client) send(f frame) {
 
 // queue puts f behind what was sent before. It reports whether the client needs a flush now: so that the frames of a batch
 // leave in one write.
-func (c *client) queue(f frame) bool { return c.link.queue(f) }
+func (c *client) queue(f frame) bool {
+	return !c.held.keeps(f) && c.link.queue(f)
+}
+
+// hold keeps back what is queued from now on, until release is called, once, with what goes before it; nil = nothing does.
+// There is one hold at a time.
+func (c *client) hold() (release func(first frameParts)) {
+	end := c.held.begin()
+	return func(first frameParts) {
+		if end(func() bool { return first != nil && c.link.queueParts(first) }, c.link.queue) {
+			c.flush()
+		}
+	}
+}
 
 // flush writes what is queued.
 func (c *client) flush() { c.link.flush() }
@@ -145,6 +160,15 @@ func (c *client) ack(id ackID, payload []byte) {
 	if id != nil {
 		c.send(newFrame([]byte{socketAck}, id, []byte{'['}, payload, []byte{']'}))
 	}
+}
+
+// ackOf is the acknowledgement with one JSON argument in three parts, the second of which others are sent as well; nil without an id.
+func ackOf(id ackID, before, shared, behind []byte) frameParts {
+	if id == nil {
+		return nil
+	}
+	head := append(append(append([]byte{socketAck}, id...), '['), before...)
+	return newFrameParts(head, shared, append(behind, ']'))
 }
 
 // close closes the transport without a word: socket.io-client comes back by itself.
@@ -168,7 +192,9 @@ func (c *client) wasSilent() { c.ending.CompareAndSwap(0, 1+int32(endSilent)) }
 // disconnect says goodbye for good: after a DISCONNECT socket.io-client stays away.
 func (c *client) disconnect() {
 	c.ending.CompareAndSwap(0, 1+int32(endByServer))
-	c.send(newFrame([]byte{socketDisconnect}))
+	if c.link.queue(newFrame([]byte{socketDisconnect})) { // whatever is held back
+		c.flush()
+	}
 	c.link.finish(errLeft)
 }
 

@@ -419,10 +419,12 @@ func TestPanicsCloseOneClient(t *testing.T) {
 // nowhere is a link whose client is gone.
 type nowhere struct{}
 
-func (nowhere) queue(frame) bool  { return false }
-func (nowhere) flush()            {}
-func (nowhere) finish(closeError) {}
-func (nowhere) shut(closeError)   {}
+func (nowhere) queue(frame) bool { return false }
+
+func (nowhere) queueParts(frameParts) bool { return false }
+func (nowhere) flush()                     {}
+func (nowhere) finish(closeError)          {}
+func (nowhere) shut(closeError)            {}
 
 // FuzzPackets sends anything to a client that has connected: every packet is either an error or known, and an event has a name
 // and arguments that are JSON.

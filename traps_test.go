@@ -334,7 +334,7 @@ func TestT11SlowClientsAreCut(t *testing.T) {
 				p := app.only(t).client.link.(*polled)
 				p.mu.Lock()
 				defer p.mu.Unlock()
-				return p.unsent == 0
+				return p.unsent.bytes == 0
 			})
 			app.only(t).client.send(eventFrame("big", []byte(text)))
 			c.want(`42["big",` + text + `]`)

@@ -6,8 +6,38 @@ import (
 	"sync"
 )
 
-// slotBytes is what a queue holds for each frame, besides the frame.
-const slotBytes = 24
+// slotBytes is what a queue holds for each part of a frame, besides the part.
+const slotBytes = 48
+
+// backlog counts the bytes that wait for one client. One message alone may be larger than the limit, and does not count against
+// what comes behind it.
+type backlog struct {
+	bytes int
+	large int // those up to the end of a message that is larger than the limit
+}
+
+// exceeds tells whether a message of n bytes is too much; a limit of 0 = nothing is.
+func (b *backlog) exceeds(n, limit int) bool {
+	if limit == 0 || b.bytes == 0 {
+		return false
+	}
+	if n > limit {
+		return b.large > 0 || b.bytes > limit
+	}
+	return b.bytes-b.large+n > limit
+}
+
+func (b *backlog) add(n, limit int) {
+	b.bytes += n
+	if n > limit {
+		b.large = b.bytes
+	}
+}
+
+func (b *backlog) sub(n int) {
+	b.bytes -= n
+	b.large = max(0, b.large-n)
+}
 
 // slowClient is a client that has frames waiting.
 type slowClient interface {
@@ -40,7 +70,7 @@ func newUnsent(limit int) *unsent {
 	return &unsent{limit: limit, frames: map[*byte]sharedFrame{}, clients: map[slowClient]int{}}
 }
 
-// add counts frames that wait for a client from now on. None is empty.
+// add counts frames, or parts of one, that wait for a client from now on. None is empty.
 func (u *unsent) add(c slowClient, frames ...[]byte) {
 	if u == nil || u.limit == 0 || len(frames) == 0 {
 		return

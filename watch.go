@@ -33,10 +33,9 @@ func (c *connection) watchRoom(ctx context.Context, p watchPayload, id ackID) er
 	}
 	rev, _, err := c.hub.source.size(ctx, r.id)
 	if err == nil {
-		w := newWaiter(rev, c.client, asWatcher, p.Mode, func(v view) {
-			if id != nil {
-				c.client.ack(id, append(v.first(p.Limit).appendTo([]byte(`{"ok":true`), "snapshot"), '}'))
-			}
+		w := newWaiter(rev, c.client, asWatcher, p.Mode, func(v *view) frameParts {
+			first := v.page("", p.Limit)
+			return ackOf(id, first.appendHead([]byte(`{"ok":true`), "snapshot", false), first.entries, []byte{'}'})
 		})
 		w.limit = p.Limit
 		err = r.admit(ctx, w)

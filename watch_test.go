@@ -145,8 +145,8 @@ func TestBatchesOverTheWire_G3(t *testing.T) {
 			fold.rev = b.Rev
 			return b.Rev >= last.Rev
 		})
-		if len(fold.entries) != 2 || fold.entries[ann.id].Epoch != last.Self.Epoch || string(fold.entries[ann.id].State) != `{"last":true}` {
-			t.Errorf("the fold is %v", fold.entries)
+		if fold.entries.len() != 2 || fold.entry(ann.id).Epoch != last.Self.Epoch || string(fold.entry(ann.id).State) != `{"last":true}` {
+			t.Errorf("the fold is %v", fold.view().page("", 0))
 		}
 		if n := len(listener.others); n >= 100 {
 			t.Errorf("%d batches for 103 changes", n)

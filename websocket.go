@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"net"
 	"net/http"
 	"os"
@@ -91,9 +92,55 @@ func closeFrame(e closeError) frame {
 	return controlFrame(ws.OpClose, ws.NewCloseFrameBody(e.status, e.why))
 }
 
+// frameParts is one frame, of which other receivers are sent parts as well. The header is in the first part, with what tells the
+// kind of the packet.
+type frameParts [][]byte
+
+// What is smaller is cheaper to copy than to share.
+const sharedBytes = 4096
+
+// newFrameParts is the frame of a Socket.IO packet of which shared is sent to others as well. Nobody changes that.
+func newFrameParts(before, shared, behind []byte) frameParts {
+	if len(shared) < sharedBytes {
+		return frameParts{newFrame(before, shared, behind)}
+	}
+	head := appendHeader(make([]byte, 0, ws.MaxHeaderSize+1+len(before)), ws.OpText, 1+len(before)+len(shared)+len(behind))
+	return frameParts{append(append(head, packetMessage), before...), shared, behind}
+}
+
+// size is the number of bytes of all parts.
+func (f frameParts) size() (n int) {
+	for _, part := range f {
+		n += len(part)
+	}
+	return n
+}
+
+// packetSize is the number of bytes of the Engine.IO packet inside.
+func (f frameParts) packetSize() int { return f.size() - len(f[0]) + len(frame(f[0]).packet()) }
+
+// pieces gives the Engine.IO packet inside, at most so many bytes at a time.
+func (f frameParts) pieces(atMost int) iter.Seq[[]byte] {
+	return func(yield func([]byte) bool) {
+		for i, part := range f {
+			if i == 0 {
+				part = frame(part).packet()
+			}
+			for piece := range slices.Chunk(part, atMost) {
+				if !yield(piece) {
+					return
+				}
+			}
+		}
+	}
+}
+
 // startFrame is the header of an unfragmented, unmasked frame, which is what a server sends, with room for n bytes.
 func startFrame(op ws.OpCode, n int) frame {
-	f := make([]byte, 0, ws.HeaderSize(ws.Header{Length: int64(n)})+n)
+	return appendHeader(make([]byte, 0, ws.HeaderSize(ws.Header{Length: int64(n)})+n), op, n)
+}
+
+func appendHeader(f frame, op ws.OpCode, n int) frame {
 	f = append(f, 0x80|byte(op))
 	switch {
 	case n < 126:
@@ -339,7 +386,7 @@ type outbox struct {
 
 	mu       sync.Mutex // only that of unsent is locked under it
 	queued   [][]byte   // the first one may be partly written
-	bytes    int        // in queued
+	backlog  backlog    // in queued
 	promised bool       // somebody is going to flush
 	draining chan struct{}
 	mark     int       // bytes of the queue that the client has to accept
@@ -357,32 +404,38 @@ func (o *outbox) send(f frame) {
 	}
 }
 
-// queue adds f and reports whether the caller has to flush. A client that has let more than limit bytes pile up is cut;
-// one frame alone may be larger.
-func (o *outbox) queue(f frame) bool {
+// queue adds f and reports whether the caller has to flush. A client that has let more than limit bytes pile up is cut. One
+// message alone may be larger, and does not count against what comes behind it.
+func (o *outbox) queue(f frame) bool { return o.queueParts(frameParts{f}) }
+
+// queueParts is queue for a frame in parts.
+func (o *outbox) queueParts(f frameParts) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if o.ended {
+	size := f.size()
+	if !o.fits(size) {
 		return false
 	}
-	if o.over(len(f)) {
-		o.write() // the kernel has perhaps not been asked yet
-		if o.over(len(f)) {
-			o.kill(errTooSlow)
-			return false
-		}
-	}
-	o.queued = append(o.queued, f)
-	o.bytes += len(f)
+	o.queued = append(o.queued, f...)
+	o.backlog.add(size, o.limit)
 	if o.draining != nil {
-		o.total.add(o, f)
+		o.total.add(o, f...)
 	}
 	first := !o.promised && o.draining == nil
 	o.promised = o.promised || first
 	return first
 }
 
-func (o *outbox) over(n int) bool { return o.limit > 0 && o.bytes > 0 && o.bytes+n > o.limit }
+// fits tells whether a message of n bytes is to be queued, and cuts the client if it reads too slowly for that. Call it under mu.
+func (o *outbox) fits(n int) bool {
+	if !o.ended && o.backlog.exceeds(n, o.limit) {
+		o.write() // the kernel has perhaps not been asked yet
+		if !o.ended && o.backlog.exceeds(n, o.limit) {
+			o.kill(errTooSlow)
+		}
+	}
+	return !o.ended
+}
 
 func (o *outbox) flush() {
 	o.mu.Lock()
@@ -429,7 +482,7 @@ func (o *outbox) writeOnce(fd uintptr) bool {
 
 // taken removes the first n bytes from the queue.
 func (o *outbox) taken(n int) {
-	o.bytes -= n
+	o.backlog.sub(n)
 	done := 0
 	o.mark -= n
 	for done < len(o.queued) && n >= len(o.queued[done]) {
@@ -455,13 +508,13 @@ func (o *outbox) taken(n int) {
 }
 
 // setMark gives the client its time for all that waits now. Call it under mu.
-func (o *outbox) setMark() { o.mark, o.markBy = o.bytes, time.Now().Add(o.take) }
+func (o *outbox) setMark() { o.mark, o.markBy = o.backlog.bytes, time.Now().Add(o.take) }
 
 // held gives the bytes that wait for the client.
 func (o *outbox) held() int {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	return o.bytes
+	return o.backlog.bytes
 }
 
 // tooSlow closes a client that does not take what is sent to it.
@@ -507,9 +560,9 @@ func (o *outbox) push() error {
 			return true
 		}
 		defer o.mu.Unlock()
-		before := o.bytes
+		before := o.backlog.bytes
 		o.writeOnce(fd)
-		return o.bytes < before || o.bytes == 0 || o.cause != nil
+		return o.backlog.bytes < before || o.backlog.bytes == 0 || o.cause != nil
 	})
 }
 
@@ -578,7 +631,7 @@ func (o *outbox) kill(cause error) {
 	if o.draining != nil {
 		o.total.remove(o, o.queued...)
 	}
-	o.queued, o.bytes = nil, 0
+	o.queued, o.backlog = nil, backlog{}
 	_ = o.conn.Close()
 }
 

@@ -348,7 +348,7 @@ func TestOutboxKeepsOrderOverAFullKernel(t *testing.T) {
 	}
 	x.flush()
 	wantNumbered(t, client, n, size)
-	eventually(t, patience, "no goroutine is left", func() bool { x.mu.Lock(); defer x.mu.Unlock(); return x.draining == nil && x.bytes == 0 })
+	eventually(t, patience, "no goroutine is left", func() bool { x.mu.Lock(); defer x.mu.Unlock(); return x.draining == nil && x.backlog.bytes == 0 })
 }
 
 func TestOutboxJoinsMoreThanOneWriteTakes(t *testing.T) {
