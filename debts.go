@@ -40,8 +40,8 @@ func (d *debts) leave(from netip.Prefix, levels [2]bucket, now, half time.Durati
 	d.of[from] = debt{old.sockets + 1, [2]bucket{max(old.levels[0], levels[0]), max(old.levels[1], levels[1])}}
 }
 
-// inherit gives what a new socket has used already.
-func (d *debts) inherit(from netip.Prefix, now time.Duration) [2]bucket {
+// inherit gives what a new socket has used already, each at most as given: something is left for it to begin with.
+func (d *debts) inherit(from netip.Prefix, now, most time.Duration) [2]bucket {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	known := d.of[from].since(now)
@@ -50,7 +50,7 @@ func (d *debts) inherit(from netip.Prefix, now time.Duration) [2]bucket {
 	} else {
 		d.of[from] = debt{known.sockets - 1, known.levels}
 	}
-	return known.levels
+	return [2]bucket{min(known.levels[0], bucket(now+most)), min(known.levels[1], bucket(now+most))}
 }
 
 // since is what is left of a debt.

@@ -203,10 +203,13 @@ func (c *connection) affords(name string) bool {
 	return c.budget.of(name).take(c.rate, c.rate.now())
 }
 
+// firstEvents is how many events a new socket may send at once, whatever its address has sent.
+const firstEvents = 10
+
 // inherit gives the socket its budget, or what an earlier one of its address has left.
 func (c *connection) inherit() {
 	if c.rate != nil {
-		used := c.debts.inherit(origin(c.client.addr), c.rate.now())
+		used := c.debts.inherit(origin(c.client.addr), c.rate.now(), c.rate.window-min(c.rate.window, firstEvents*c.rate.interval))
 		c.budget.joins, c.budget.others = used[0], used[1]
 	}
 }

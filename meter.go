@@ -7,6 +7,7 @@ import (
 
 const (
 	inputBurst    = 12 * time.Second       // of input at the full rate that a socket may send at once
+	inputFirst    = 100 * time.Millisecond // of its rate that a new socket may send, whatever its address has sent
 	inputPatience = 10 * time.Second       // for which a socket may be held back without a pause
 	inputPause    = time.Second            // of its rate that a socket has to leave unused for a pause
 	inputStep     = 5 * time.Millisecond   // shorter waits are left to add up: a sleep costs more than they are worth
@@ -51,7 +52,7 @@ type meter struct {
 func (l *inputLimits) newMeter(remote string) meter {
 	m := meter{limits: l, from: origin(remote)}
 	if l != nil {
-		used := l.debts.inherit(m.from, time.Since(l.begin))
+		used := l.debts.inherit(m.from, time.Since(l.begin), inputBurst-inputFirst)
 		m.packets, m.bytes = used[0], used[1]
 	}
 	return m

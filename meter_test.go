@@ -67,7 +67,7 @@ func TestMeterEndsAFlood(t *testing.T) {
 			m.end()
 			again := l.newMeter("192.0.2.1:6")
 			began = time.Now()
-			if _, err := sendAll(&again, c.aSecond, c.bytes); err != nil || time.Since(began) < 900*time.Millisecond {
+			if _, err := sendAll(&again, c.aSecond, c.bytes); err != nil || time.Since(began) < 800*time.Millisecond {
 				t.Errorf("%s: the same address gets a burst again: %v after %v", name, err, time.Since(began))
 			}
 			other := l.newMeter("192.0.2.2:6")
