@@ -99,10 +99,20 @@ func (l *lease) loop() {
 		if err := l.renew(ctx); err != nil {
 			l.log.Debug("lease not renewed", "error", err)
 			wait = min(leasePause, l.length/10)
+		} else if l.behind() {
+			wait = 0
 		}
 		cancel()
 		pause(l.ctx, wait)
 	}
+}
+
+// behind tells whether so many rooms wait to be forgotten that the next renewal may not wait: nodes whose clients go through many
+// rooms leave them faster than one batch for each renewal.
+func (l *lease) behind() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.left) >= leaseBatch
 }
 
 // renew renews the lease, or begins it. If it was lost, another begins, and the node's members are put back.

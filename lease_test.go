@@ -252,3 +252,22 @@ func TestALeaseCostsTheSameForAnyNumberOfConnections(t *testing.T) {
 		t.Error("want the same number")
 	}
 }
+
+// TestALeaseForgetsRoomsAsFastAsTheyAreLeft: not one batch for each renewal.
+func TestALeaseForgetsRoomsAsFastAsTheyAreLeft(t *testing.T) {
+	const rooms, length = 4 * leaseBatch, 30 * time.Second
+	s := startService(t, miniRedis(t).open(t), Options{})
+	l := newLease(s, length, s.options.Logger)
+	must(t, l.renew(t.Context()))
+	for i := range rooms {
+		if _, err := l.host(t.Context(), fmt.Sprint("r", i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range rooms {
+		l.leave(fmt.Sprint("r", i))
+	}
+	l.start(func() {})
+	defer l.close(t.Context(), true)
+	eventually(t, length/6, "all rooms are forgotten", func() bool { return s.rdb.HLen(t.Context(), nodeRoomsKey(l.name())).Val() < leaseBatch })
+}
