@@ -617,6 +617,9 @@ type message struct {
 	Event
 }
 
+// maxRevision is the highest revision and epoch that the scripts write (lua/base.lua).
+const maxRevision = 999_999_999_999_999
+
 // parseMessage reads what lua/room.lua published; false for anything else.
 func parseMessage(payload string) (message, bool) {
 	c := cutter{rest: payload}
@@ -642,6 +645,7 @@ func parseMessage(payload string) (message, bool) {
 	}
 	c.after(`,"state":`)
 	m.State = json.RawMessage(c.until("}"))
+	sane := m.prev < m.Rev && m.Rev <= maxRevision && m.Epoch <= maxRevision
 	known := m.Type == EventJoin || m.Type == EventUpdate || m.Type == EventLeave
-	return m, !c.failed && c.rest == "" && known && m.Rev > m.prev
+	return m, !c.failed && c.rest == "" && known && sane
 }

@@ -9,7 +9,7 @@ import (
 )
 
 // embeddable are the files that another program copies into its main package.
-var embeddable = []string{"presence.go", "presence_legible.go", "presence_scripts.go", "reaper.go", "reaper_contact.go", "reaper_nodes.go", "bridge.go", "background.go", "keys.go", "types.go", "types_fields.go", "types_json.go", "types_merge.go", "types_payload.go", "lua"}
+var embeddable = []string{"presence.go", "presence_legible.go", "presence_scripts.go", "presence_torn.go", "reaper.go", "reaper_contact.go", "reaper_nodes.go", "bridge.go", "background.go", "keys.go", "types.go", "types_fields.go", "types_json.go", "types_merge.go", "types_payload.go", "lua"}
 
 func TestTheEmbeddableFilesAreAProgramOfTheirOwnWithTheRedisClientOnly(t *testing.T) {
 	t.Parallel()

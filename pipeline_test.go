@@ -144,7 +144,7 @@ func (c wantedCall) check(t *testing.T) {
 	good := own.verdict() == c.want
 	switch c.want {
 	case "error":
-		good = good && wrongType(scriptError(own.text(1)))
+		good = good && spoilt(scriptError(own.text(1)))
 	case "epoch":
 		good = good && own.int(1) == c.member.Epoch
 	}

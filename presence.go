@@ -340,7 +340,7 @@ func (s *Service) refresh(ctx context.Context, m *Member) (reply, error) {
 	keys := []string{k.lastSeen(), k.revision(), connKey(m.Room, m.Conn)}
 	answer, err := s.call(ctx, s.scripts.heartbeat, keys, []any{m.Conn, m.Epoch, m.Rev, s.options.TTL.Milliseconds()})
 	switch {
-	case wrongType(err):
+	case spoilt(err):
 		return reply{"missing"}, nil
 	case err != nil:
 		s.refused(ctx, m.Room, err)
@@ -511,8 +511,14 @@ func (s *Service) Kick(ctx context.Context, room, conn string) error {
 	if err := s.checkPlace(room, conn); err != nil {
 		return err
 	}
+	return s.kick(ctx, room, conn, "", 0)
+}
+
+// kick is Kick of an incarnation that is not newer than this epoch; "" = of any. floor is the highest revision of the room
+// that the caller knows.
+func (s *Service) kick(ctx context.Context, room, conn, newest string, floor int64) error {
 	fence := max(2*s.options.Lookback, time.Hour)
-	answer, err := s.run(ctx, s.scripts.kick, fencedKeys(room, conn), s.telling(room, 0, conn, fence.Milliseconds())...)
+	answer, err := s.run(ctx, s.scripts.kick, fencedKeys(room, conn), s.telling(room, floor, conn, fence.Milliseconds(), newest)...)
 	switch {
 	case err != nil:
 		return err
@@ -608,6 +614,7 @@ func (s *Service) read(ctx context.Context, room string) (Snapshot, error) {
 			break
 		}
 	}
+	s.mendTorn(ctx, room, v.loss)
 	v.Entries = slices.SortedFunc(maps.Values(members), func(a, b Entry) int { return strings.Compare(a.ConnID, b.ConnID) })
 	return v, nil
 }
@@ -678,7 +685,9 @@ func (s *Service) entry(conn string, m Member, lastSeen int64) Entry {
 // pulse gives a room's revision, and by what a loss of its data is known.
 func (s *Service) pulse(ctx context.Context, room string) (rev int64, signs lossSigns, err error) {
 	answer, err := s.run(ctx, s.scripts.pulse, scriptKeys(room))
-	return answer.int(0), lossSigns{server: answer.text(1), origin: answer.int(2), torn: answer.int(3) == 1}, err
+	signs = lossSigns{server: answer.text(1), origin: answer.int(2), torn: answer.int(3) == 1}
+	s.mendTorn(ctx, room, signs)
+	return answer.int(0), signs, err
 }
 
 // takesWrites is why Redis refuses what a join writes, nil if it does not: a room's keys, and those of the nodes. It leaves
@@ -1028,7 +1037,7 @@ func loadScripts(tell bool) scripts {
 	probes := scriptKind{"#!lua flags=allow-oom\n", "redis.call('PERSIST', KEYS[2])\n"} // as alwaysWorks, on a key that is not there
 	return scripts{
 		join:        loadTelling(writes, "", "base", "room", "held", "join"),
-		heartbeat:   loadScript(alwaysWorks, "", "heartbeat"),
+		heartbeat:   loadScript(alwaysWorks, "", "base", "heartbeat"),
 		patch:       loadScript(writes, "", "base", "room", "patch"),
 		restore:     loadTelling(writes, "", "base", "room", "restore"),
 		remove:      loadTelling(alwaysWorks, "", "base", "room", "held", "remove"),
@@ -1041,7 +1050,7 @@ func loadScripts(tell bool) scripts {
 		count:       loadScript(alwaysWorks, "", "base", "room", "count"),
 		find:        loadScript(alwaysWorks, "", "base", "room", "find"),
 		owned:       loadScript(alwaysWorks, "", "base", "room", "owned"),
-		mend:        loadScript(alwaysWorks, "", "base", "room", "held", "mend"),
+		mend:        loadScript(alwaysWorks, "", "base", "room", "held", "loss", "mend"),
 		indexRoom:   loadScript(writes, "zset", "base", "index_room"),
 		claimRooms:  loadScript(indexWorks, "zset", "base", "claim_rooms"),
 		settleRooms: loadScript(indexWorks, "zset", "settle_rooms"),
@@ -1167,11 +1176,11 @@ func (r reply) strange() *Error {
 // errNoAnswer is the error of a script whose command has neither an answer nor an error. Every script answers with a list.
 var errNoAnswer = errors.New("a command has neither an answer nor an error")
 
-// run calls a script. Where a key is of another type, which stops a script before its first write, the key is mended and
+// run calls a script. Where its keys are spoilt, which stops a script before its first write, they are mended and
 // the script called once more. Every failure is CodeUnavailable.
 func (s *Service) run(ctx context.Context, sc *script, keys []string, args ...any) (reply, error) {
 	answer, err := s.call(ctx, sc, keys, args)
-	if wrongType(err) {
+	if spoilt(err) {
 		if err = s.mend(ctx, sc, keys); err == nil {
 			answer, err = s.call(ctx, sc, keys, args)
 		}
@@ -1185,7 +1194,10 @@ func (s *Service) run(ctx context.Context, sc *script, keys []string, args ...an
 	return answer, nil
 }
 
-func wrongType(err error) bool { return err != nil && strings.Contains(err.Error(), "WRONGTYPE") }
+// spoilt tells whether a script has met what none of ours has written: a key of another type, or a room whose indices disagree.
+func spoilt(err error) bool {
+	return err != nil && (strings.Contains(err.Error(), "WRONGTYPE") || strings.Contains(err.Error(), "TORN"))
+}
 
 // Change is a join or a leave of a connection.
 type Change struct {

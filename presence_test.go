@@ -1535,7 +1535,7 @@ func TestLivesOfKeys(t *testing.T) {
 }
 
 func TestARevisionIsAboveWhatTheCallerKnows(t *testing.T) {
-	const known int64 = 1 << 52
+	const known int64 = 1 << 49
 	eachBackend(t, func(t *testing.T, b backend) {
 		s := startService(t, b.open(t), Options{})
 		for name, op := range map[string]func(m *Member) error{

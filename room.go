@@ -105,8 +105,9 @@ type hub struct {
 
 // lossListener learns what rooms notice. Its methods do not wait, and lock nothing that is held by who calls into a room.
 type lossListener interface {
-	lostMembers(r *room) // some of this node are not in the room any more, or as an older copy
-	lostData()           // Redis is another one, or it has lost the room's counter: other rooms will not have fared better
+	toldOfKick(r *room, conn string, epoch int64) // of a member of this node, which hears nothing of the room any more
+	lostMembers(r *room)                          // some of this node are not in the room any more, or as an older copy
+	lostData()                                    // Redis is another one, or it has lost the room's counter: other rooms will not have fared better
 }
 
 // batch is what waits for the end of a batch of messages.
@@ -748,6 +749,9 @@ func (r *room) apply(e Event) {
 	told = true
 	if (e.Reason == ReasonTimeout || e.Reason == ReasonNodeLost) && r.hub.loss != nil && r.owned[e.ConnID] != nil {
 		r.hub.loss.lostMembers(r) // somebody took it for lost, though its socket lives
+	}
+	if e.Reason == ReasonKicked && r.hub.loss != nil && r.owned[e.ConnID] != nil {
+		r.hub.loss.toldOfKick(r, e.ConnID, max(e.Epoch, c.before.Epoch))
 	}
 	if !r.touched {
 		r.touched = true

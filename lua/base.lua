@@ -7,6 +7,12 @@ local function digits(n)
   return string.format('%d%09d', math.floor(n / 1e9), n % 1e9)
 end
 
+-- A room's revision as the scripts write it, '0' for anything else. It has at most 15 digits: far from 2^53, from which on Lua
+-- and JavaScript do not hold every whole number, and further from what the clock gives than any room counts.
+local function revision(text)
+  return text and #text <= 15 and string.find(text, '^[1-9]%d*$') and text or '0'
+end
+
 local function now_ms()
   return tonumber(now_text())
 end

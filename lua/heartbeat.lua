@@ -15,7 +15,7 @@ if redis.call('HGET', hash, 'rev') ~= own_rev then -- no two incarnations have a
   return { 'rev', stored[2], stored[3] }
 end
 
-memo[REV] = memo[REV] or redis.call('GET', REV) or '0' -- no heartbeat changes it
+memo[REV] = memo[REV] or revision(redis.call('GET', REV)) -- no heartbeat changes it
 local now = now_text()
 -- It changes nothing where the connection is missing, and where it was heard of in this very millisecond.
 if redis.call('ZADD', LAST_SEEN, 'XX', 'CH', now, conn) == 0 and not redis.call('ZSCORE', LAST_SEEN, conn) then

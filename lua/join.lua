@@ -13,7 +13,7 @@ local hash, conn, replaces, ttl, limit, room = KEYS[7], ARGV[5], ARGV[9], ARGV[1
 local mine = { user = ARGV[6], literal = ARGV[7], state = ARGV[8], node = ARGV[10] }
 local held_key, held = KEYS[#ARGV - 5], {}
 
-local old = parse_meta(redis.call('HGET', META, conn))
+local old = replaces ~= '' and member(conn) or parse_meta(redis.call('HGET', META, conn))
 if (old and old.epoch or '') ~= replaces then return { 'epoch', old and old.epoch or '' } end
 local hashes = {}
 if held_key then

@@ -1,13 +1,13 @@
 -- Removes a connection from a room for good: only a new join brings it back.
 --
 -- KEYS    as in room.lua, with the connection's hash, then its kick fence
--- ARGV    as in room.lua, then 5 connection, 6 ms that the fence lasts
--- RETURNS {'ok', user, epoch}; {'missing'} when it is not in the room
+-- ARGV    as in room.lua, then 5 connection, 6 ms that the fence lasts, 7 the highest epoch to remove ('' = any)
+-- RETURNS {'ok', user, epoch}; {'missing'} when it is not in the room, or as a newer incarnation
 
-local hash, fence, conn, fence_ttl = KEYS[7], KEYS[8], ARGV[5], ARGV[6]
+local hash, fence, conn, fence_ttl, newest = KEYS[7], KEYS[8], ARGV[5], ARGV[6], tonumber(ARGV[7])
 
 local m = parse_meta(redis.call('HGET', META, conn))
-if not m then return { 'missing' } end
+if not m or newest and tonumber(m.epoch) > newest then return { 'missing' } end
 
 local now = now_text()
 local prev, rev = advance(now)

@@ -1,5 +1,5 @@
 -- Deletes keys of a room that are of another type. What the indices held is built anew from conn_meta, one part of the room
--- for each call.
+-- for each call, also where the indices disagree because some of them were lost.
 --
 -- Until that is done, a hash stands in the place of the room's counter. Every script that changes conn_meta, members or
 -- conns reads the counter before it writes, so none of them runs on indices that are not whole: it fails, and its caller
@@ -54,7 +54,7 @@ end
 -- A lost counter goes on at the clock, not below any member. In a room that has lost its members it is not kept for ever.
 local function finish()
   local counter, highest = unpack(redis.call('HMGET', REV, 'counter', 'highest'))
-  if not tonumber(counter) then counter = digits(math.max(now_ms(), tonumber(highest))) end
+  if revision(counter) == '0' then counter = digits(math.max(now_ms(), tonumber(highest))) end
   redis.call('DEL', REV)
   redis.call('SET', REV, counter)
   redis.call('SET', ORIGIN, digits(now_ms()), 'PX', ORIGIN_TTL) -- members may be lost with a key of another type
@@ -72,7 +72,8 @@ end
 if spoilt then
   begin(mending and redis.call('HGET', REV, 'counter') or not mending and redis.call('GET', REV))
 elseif not mending then
-  return { 'ok' }
+  if torn() == 0 then return { 'ok' } end
+  begin(redis.call('GET', REV))
 end
 local mends, cursor, highest = unpack(redis.call('HMGET', REV, 'mends', 'cursor', 'highest'))
 if mends == 'metas' then

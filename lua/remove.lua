@@ -27,11 +27,13 @@ end
 local now = now_text()
 if not_after and tonumber(now) > not_after then return { 'late' } end
 if held_key then redis.call('ZCARD', held_key) end
+local metas = {}
+for i = FIRST, #ARGV, 2 do metas[i] = member(ARGV[i]) end
 local prev, rev
 local removed = {}
 for i = FIRST, #ARGV, 2 do
   local conn, newest, hash = ARGV[i], tonumber(ARGV[i + 1]), KEYS[7 + (i - FIRST) / 2]
-  local m = parse_meta(redis.call('HGET', META, conn))
+  local m = metas[i]
   if silent(conn, now) and not spared(m, newest) then
     if m and rev then
       rev = next_revision(prev, now)

@@ -11,7 +11,7 @@
 local hash, conn, ttl, age, room, guest = KEYS[7], ARGV[5], tonumber(ARGV[12]), tonumber(ARGV[13]), ARGV[14], ARGV[15] == '1'
 local mine = { user = ARGV[6], literal = ARGV[7], state = ARGV[8], epoch = ARGV[9], rev = ARGV[10], node = ARGV[11] }
 
-local old = parse_meta(redis.call('HGET', META, conn))
+local old = member(conn)
 local user_conns = tonumber(redis.call('HGET', MEMBERS, mine.user)) or 0
 local known = redis.call('SISMEMBER', CONNS, conn) == 1 and redis.call('ZSCORE', LAST_SEEN, conn)
 local prev = stored_revision()

@@ -19,7 +19,7 @@ local CHANNEL, PUBLISH, ROOM, KNOWN
 
 function enter()
   META, MEMBERS, LAST_SEEN, REV, CONNS, ORIGIN = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
-  CHANNEL, PUBLISH, ROOM, KNOWN = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+  CHANNEL, PUBLISH, ROOM, KNOWN = ARGV[1], ARGV[2], ARGV[3], revision(ARGV[4])
 end
 
 local HELD = '-' -- the node of a connection that is held back
@@ -46,6 +46,14 @@ local function parse_meta(value)
   }
 end
 
+-- The member in conn_meta, nil if there is none. Where conns has it nevertheless, conn_meta was lost or spoilt, and the counts of the
+-- users do not agree with it: the script ends, and its caller mends the room. Call it before the first write.
+local function member(conn)
+  local m = parse_meta(redis.call('HGET', META, conn))
+  if not m and redis.call('SISMEMBER', CONNS, conn) == 1 then error({ err = 'TORN conn_meta is without a member' }) end
+  return m
+end
+
 -- The state in a value that was taken apart.
 local function state_of(m)
   return string.sub(m.value, m.behind + 9, -2) -- behind ,"state":
@@ -65,8 +73,7 @@ local function publish(prev, rev, now, user_conns, type, conn, m, reason, state)
 end
 
 local function stored_revision()
-  local stored = redis.call('GET', REV)
-  return tonumber(stored) and stored or '0'
+  return revision(redis.call('GET', REV))
 end
 
 -- The revision of the next change: above what is stored, above what the caller knows, and not behind the clock.
@@ -79,7 +86,7 @@ end
 -- Takes the next revision, and gives the one before as well; empty: the room has no members. It comes after all reads and before all other writes: where
 -- Redis refuses a write for want of memory, it refuses this one, and nothing has changed.
 --
--- A counter that is missing, below what the caller knows, or kept for ever though the room is empty shows that data were lost,
+-- A counter that is missing or spoilt, below what the caller knows, or kept for ever though the room is empty shows that data were lost,
 -- or that the room is new. The key origin tells the readers of the room, who otherwise see no more than a counter that rose.
 local function advance(now, empty)
   local prev, lost
@@ -90,7 +97,7 @@ local function advance(now, empty)
   else
     prev = redis.call('GETSET', REV, now) -- one command where nothing is ahead of the clock
   end
-  if not tonumber(prev) then prev = '0' end
+  prev = revision(prev)
   local rev = next_revision(prev, now)
   if rev ~= now then redis.call('SET', REV, rev) end
   if lost or prev == '0' or tonumber(KNOWN) > tonumber(prev) then redis.call('SET', ORIGIN, rev, 'PX', ORIGIN_TTL) end

@@ -1,0 +1,33 @@
+package main
+
+import (
+	"context"
+	"strconv"
+)
+
+// toldOfKick makes sure that a kicked member of this node is out of the room. Anybody who may publish on the room's channel can tell
+// of a kick that has not happened. The member's socket has been told of its leave by then, and hears nothing of the room any
+// more: it must not stay a member.
+func (h *healer) toldOfKick(r *room, conn string, epoch int64) {
+	if h.ctx.Err() != nil {
+		return
+	}
+	h.work.Go(func() { panics(h.log, "healer", func() { h.confirmKick(r, conn, epoch) }) })
+}
+
+// confirmKick repeats the kick until Redis answers.
+func (h *healer) confirmKick(r *room, conn string, epoch int64) {
+	for h.ctx.Err() == nil {
+		ctx, cancel := context.WithTimeout(h.ctx, healPatience)
+		err := h.service.kick(ctx, r.id, conn, strconv.FormatInt(epoch, 10), r.revision())
+		cancel()
+		switch {
+		case err == nil:
+			h.log.Warn("a kick was told that Redis did not know of: the member is removed", "room", r.id, "conn", conn)
+			return
+		case hasCode(err, CodeNotJoined):
+			return
+		}
+		pause(h.ctx, healPause)
+	}
+}
