@@ -14,6 +14,8 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"runtime"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"sync"
@@ -40,6 +42,12 @@ const (
 
 	// From a client's pong to the next ping.
 	pingInterval = 25 * time.Second
+
+	// Go collects garbage when the heap has grown by heapGrowth percent. With Go's own 100, 10,000 idle connections had 1 KB
+	// more each. leastHeap bytes that are never touched, and so never resident, count as heap: with some hundred connections
+	// Go would collect every few MB, which took a tenth of the CPU time under load. bench -mode idle and fanout measure both.
+	heapGrowth = 75
+	leastHeap  = 16 << 20
 )
 
 func main() {
@@ -88,7 +96,9 @@ func run(environ []string, out io.Writer, signals <-chan os.Signal) (exitCode in
 		log.Warn("setting", "warning", warning)
 	}
 	if !config.CollectorGiven {
-		defer leaveGarbage()()
+		defer debug.SetGCPercent(debug.SetGCPercent(heapGrowth))
+		unused := make([]byte, leastHeap)
+		defer runtime.KeepAlive(unused)
 	}
 	n, err := startNode(config, log.Logger)
 	if err != nil {
