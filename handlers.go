@@ -680,16 +680,20 @@ func (c *connection) get(ctx context.Context, payload []byte, id ackID) ([]byte,
 	})
 }
 
-func encodeCursor(lastConn string) string {
-	return base64.RawURLEncoding.EncodeToString([]byte(lastConn))
+func encodeCursor(after string) string {
+	return base64.RawURLEncoding.EncodeToString([]byte(after))
 }
 
-func decodeCursor(cursor string) (lastConn string, err error) {
+// decodeCursor gives where a page begins: behind a connection, or at a place of a scan.
+func decodeCursor(cursor string) (after string, err error) {
 	if cursor == "" {
 		return "", nil
 	}
 	raw, err := base64.RawURLEncoding.DecodeString(cursor)
-	if err != nil || checkConnID(string(raw)) != nil {
+	if err != nil {
+		return "", badCursor()
+	}
+	if _, scans := parseScanPlace(string(raw)); !scans && checkConnID(string(raw)) != nil {
 		return "", badCursor()
 	}
 	return string(raw), nil

@@ -597,7 +597,7 @@ func (s *Service) read(ctx context.Context, room string) (Snapshot, error) {
 	var v Snapshot
 	members := map[string]Entry{}
 	for cursor := "0"; ; {
-		answer, err := s.readPart(ctx, room, cursor)
+		answer, err := s.readPart(ctx, room, cursor, readBatch)
 		if err != nil {
 			return Snapshot{}, err
 		}
@@ -615,14 +615,19 @@ func (s *Service) read(ctx context.Context, room string) (Snapshot, error) {
 		}
 	}
 	s.mendTorn(ctx, room, v.loss)
-	v.Entries = slices.SortedFunc(maps.Values(members), func(a, b Entry) int { return strings.Compare(a.ConnID, b.ConnID) })
+	v.Entries = inOrder(members)
 	return v, nil
 }
 
-func (s *Service) readPart(ctx context.Context, room, cursor string) (reply, error) {
+// inOrder are members in the order of their connection ids.
+func inOrder(members map[string]Entry) []Entry {
+	return slices.SortedFunc(maps.Values(members), func(a, b Entry) int { return strings.Compare(a.ConnID, b.ConnID) })
+}
+
+func (s *Service) readPart(ctx context.Context, room, cursor string, step int) (reply, error) {
 	ctx, cancel := context.WithTimeout(ctx, readPartWithin)
 	defer cancel()
-	return s.run(ctx, s.scripts.read, scriptKeys(room), cursor, readBatch)
+	return s.run(ctx, s.scripts.read, scriptKeys(room), cursor, step)
 }
 
 // lossSigns are what the store tells of a room, by which a later reading knows that data were lost in between.

@@ -53,6 +53,7 @@ type receiver interface {
 // roomSource is where rooms come from.
 type roomSource interface {
 	read(ctx context.Context, room string) (Snapshot, error)
+	scan(ctx context.Context, room, cursor string, step int) (scanned, error)
 	size(ctx context.Context, room string) (rev int64, count int, err error)
 	lastSeen(ctx context.Context, room string, conns []string) ([]int64, error)
 	legible(conn string, state json.RawMessage) json.RawMessage
@@ -97,6 +98,7 @@ type hub struct {
 	rooms map[string]*room
 
 	batch   batch
+	pages   *flights      // of rooms that no local socket is in
 	readers chan struct{} // holds a token for each read under way
 	ctx     context.Context
 	stop    context.CancelFunc
@@ -120,7 +122,7 @@ type batch struct {
 // newHub makes a hub. Its bridge must be set before the first room is acquired.
 func newHub(source roomSource, encode encoders, freshFor time.Duration, log *slog.Logger) *hub {
 	h := &hub{source: source, encode: encode, freshFor: freshFor, batchEvery: 250 * time.Millisecond, countEvery: time.Second, log: log,
-		rooms: map[string]*room{}, readers: make(chan struct{}, roomReaders)}
+		rooms: map[string]*room{}, pages: newFlights(log), readers: make(chan struct{}, roomReaders)}
 	h.ctx, h.stop = context.WithCancel(context.Background())
 	h.work.Go(func() { keepRunning(h.ctx, log, "rooms", h.sweepLoop, nil) })
 	return h
@@ -144,31 +146,6 @@ func (h *hub) acquire(id string) *room {
 	}
 	r.members++
 	return r
-}
-
-// page has answer called with members of any room in the order of their connection ids, at most limit, after a given id. What
-// it returns is sent to by, if that is not nil, in its place among the room's events. A small room that no local socket is in is
-// read; of a large one the node keeps the replica for a while, because more pages will be asked for.
-func (h *hub) page(ctx context.Context, id, after string, limit int, by receiver, answer func(page) frameParts) error {
-	rev, count, err := h.source.size(ctx, id)
-	if err != nil {
-		return err
-	}
-	if count <= maxPage && h.find(id) == nil {
-		s, err := h.source.read(ctx, id)
-		if err != nil {
-			return err
-		}
-		p := newReplica(id)
-		p.adopt(s, nobody)
-		w := newGlance(rev, after, limit, by, answer)
-		w.show(p.view())
-		w.finish()
-		return nil
-	}
-	r := h.acquire(id)
-	defer h.release(r)
-	return r.admit(ctx, newGlance(rev, after, limit, by, answer))
 }
 
 func (h *hub) release(r *room) {

@@ -42,7 +42,7 @@ type page struct {
 	rev     int64
 	all     tally
 	entries []byte // JSON array, which nobody changes
-	last    string // connection id of the last one, "" if nobody follows
+	last    string // connection id of the last one, or the place of a scan where the next page begins; "" if nobody follows
 }
 
 func (p *replica) view() *view {

@@ -302,6 +302,10 @@ func (s twoRooms) read(ctx context.Context, room string) (Snapshot, error) {
 	return s.of(room).read(ctx, room)
 }
 
+func (s twoRooms) scan(ctx context.Context, room, cursor string, step int) (scanned, error) {
+	return s.of(room).scan(ctx, room, cursor, step)
+}
+
 func (s twoRooms) size(ctx context.Context, room string) (int64, int, error) {
 	return s.of(room).size(ctx, room)
 }

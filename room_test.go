@@ -57,6 +57,13 @@ func (f *fakeSource) lastSeen(_ context.Context, _ string, conns []string) ([]in
 	return make([]int64, len(conns)), f.err
 }
 
+// scan gives all members at once, as miniredis does.
+func (f *fakeSource) scan(ctx context.Context, room, _ string, _ int) (scanned, error) {
+	s, err := f.read(ctx, room)
+	s.Users = len(s.Entries)
+	return scanned{Snapshot: s, count: len(s.Entries), next: "0"}, err
+}
+
 // store sets what the reads from now on find.
 func (f *fakeSource) store(rev int64, entries ...Entry) {
 	f.mu.Lock()
