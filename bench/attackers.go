@@ -50,7 +50,7 @@ func attacks() []attack {
 		})},
 		{name: "buffered", attackers: 5, seconds: 30, lawful: true, attacker: buffered},
 		{name: "chatter", attackers: 10, seconds: 30, lawful: true, attacker: packets(160, func(int) string { return `42["unknown",{}]` })},
-		{name: "deep-states", attackers: 32, attacker: packets(15, badState)},
+		{name: "deep-states", attackers: 32, attacker: stateSender()},
 		{name: "forged-tokens", attackers: 32, prepare: signedConnects, attacker: forger},
 		// Connections and descriptors.
 		{name: "idle-connections", attackers: 300, files: 256, attacker: idleConnection},
@@ -183,28 +183,31 @@ func slowReader(ctx context.Context, r *attackRun, _ int) {
 	})
 }
 
-// badState is a join or a patch with a state that takes long to read: deep, of long numbers, of many keys, with equal keys.
-func badState(n int) string {
+// badStates take long to read: deep, with long numbers, with equal keys, with many keys. Only the last one is good.
+func badStates() []string {
 	const size = 60_000 // a message may have 64 KiB
-	var state string
-	switch n / 2 % 4 {
-	case 0:
-		state = `{"a":` + strings.Repeat("[", size/2) + strings.Repeat("]", size/2) + `}`
-	case 1:
-		state = `{"a":` + strings.Repeat("9", size) + `}`
-	case 2:
-		state = `{` + strings.Repeat(`"":0,`, size/5) + `"a":0}`
-	default:
-		var keys strings.Builder
-		for i := range 1000 {
-			fmt.Fprintf(&keys, `"%d":%d,`, i, n)
+	var keys strings.Builder
+	for i := range 1000 {
+		fmt.Fprintf(&keys, `"%d":0,`, i)
+	}
+	return []string{
+		`{"a":` + strings.Repeat("[", size/2) + strings.Repeat("]", size/2) + `}`,
+		`{"a":` + strings.Repeat("9", size) + `}`,
+		`{` + strings.Repeat(`"":0,`, size/5) + `"a":0}`,
+		`{` + keys.String() + `"a":0}`,
+	}
+}
+
+// stateSender joins with each bad state, and patches its state by it.
+func stateSender() func(context.Context, *attackRun, int) {
+	states := badStates()
+	return packets(15, func(n int) string {
+		state := states[n/2%len(states)]
+		if n%2 == 0 {
+			return fmt.Sprintf(`42%d["presence:join",{"roomId":"deep","userId":"u","state":%s}]`, n, state)
 		}
-		state = `{` + keys.String() + `"a":0}`
-	}
-	if n%2 == 0 {
-		return fmt.Sprintf(`42%d["presence:join",{"roomId":"deep","userId":"u","state":%s}]`, n, state)
-	}
-	return fmt.Sprintf(`42%d["presence:heartbeat",{"roomId":"deep","patchState":%s}]`, n, state)
+		return fmt.Sprintf(`42%d["presence:heartbeat",{"roomId":"deep","patchState":%s}]`, n, state)
+	})
 }
 
 // userWatcher watches as many users as a socket may, of its own.
