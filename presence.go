@@ -832,7 +832,7 @@ func (s *Service) tidy() {
 	}
 }
 
-// putBack takes places that were not taken out, unless something newer is known of them.
+// putBack takes places that were perhaps not taken out, unless something newer is known of them. Whoever comes back is noted anew.
 func (d *departed) putBack(users map[string]map[string]departure) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -840,6 +840,9 @@ func (d *departed) putBack(users map[string]map[string]departure) {
 		d.users = map[string]map[string]departure{}
 	}
 	for user, places := range users {
+		for field, p := range places {
+			places[field] = departure{epoch: p.epoch}
+		}
 		maps.Copy(places, d.users[user])
 		d.users[user] = places
 	}
