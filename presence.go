@@ -406,13 +406,14 @@ func (s *Service) refused(ctx context.Context, room string, err error) {
 
 // putBack is restore for a room whose index entry is there.
 func (s *Service) putBack(ctx context.Context, m *Member, age time.Duration, floor int64) error {
+	began := time.Now()
 	m.noted = time.Time{}
 	if err := s.note(ctx, m, m.Epoch); err != nil {
 		return err
 	}
 	answer, err := s.run(ctx, s.scripts.restore, fencedKeys(m.Room, m.Conn),
 		s.telling(m.Room, floor, m.Conn, m.User, literal(m.User), []byte(m.State), m.Epoch, m.Rev, m.Node,
-			s.options.TTL.Milliseconds(), age.Milliseconds(), m.Room, m.guest)...)
+			s.options.TTL.Milliseconds(), (age+time.Since(began)).Milliseconds(), m.Room, m.guest)...)
 	switch {
 	case err != nil:
 		m.late = true
