@@ -127,7 +127,8 @@ type membership struct {
 	unsure   bool      // a join again has an unknown outcome: Redis may have a newer incarnation
 	over     bool      // the connection is not in the room any more
 
-	entered atomic.Bool // its first join has worked
+	entered atomic.Bool  // its first join has worked
+	kicked  atomic.Int64 // the highest epoch of it that this node knows to be kicked
 }
 
 // turn is a mutex whose holder may wait for Redis. It is a channel so that synctest takes who waits for it for blocked.
@@ -504,7 +505,8 @@ func (c *connection) refresh(ctx context.Context, m *membership, patch json.RawM
 func (c *connection) beat(ctx context.Context, m *membership, patch json.RawMessage, fenced bool) (changed bool, err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.over { // the healer was told
+	if m.over || m.expelled() {
+		m.over = true
 		return false, notJoined()
 	}
 	m.silentAt = time.Now().Add(c.service.options.Lookback)
@@ -532,6 +534,7 @@ func (c *connection) kicked(ctx context.Context, m *membership) error {
 	if err := m.room.reach(ctx, m.kickedAt); err != nil {
 		return err
 	}
+	m.room.tellKicked(m.Conn, m.Epoch, m.kickedAt)
 	c.forget(m)
 	return notJoined()
 }

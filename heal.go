@@ -30,8 +30,11 @@ const (
 
 // lives tells whether the member was heard of within the lookback. m.mu is held.
 func (m *membership) lives() bool {
-	return !m.over && m.Epoch != 0 && time.Now().Before(m.silentAt)
+	return !m.over && !m.expelled() && m.Epoch != 0 && time.Now().Before(m.silentAt)
 }
+
+// expelled tells whether the member's present incarnation was kicked, even if Redis has lost the fence. m.mu is held.
+func (m *membership) expelled() bool { return m.Epoch <= m.kicked.Load() && !m.unsure }
 
 // stands tells, without waiting, whether the member has to be in its room.
 func (m *membership) stands() bool {

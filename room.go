@@ -564,6 +564,23 @@ func (r *room) reach(ctx context.Context, rev int64) error {
 	return r.admit(ctx, newWaiter(rev, nil, asMember, modeNone, func(*view) frameParts { return nil }))
 }
 
+// tellKicked tells of a kick whose message this node has not got, although the replica is past it: a reading keeps a member whose
+// request is at work.
+func (r *room) tellKicked(conn string, epoch, ts int64) {
+	defer r.hub.flush()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	old, there := r.replica.entries.get(conn)
+	if !there || old.Epoch > epoch {
+		return
+	}
+	r.replica.drop(conn)
+	e := r.replica.event(EventLeave, old, ts)
+	e.Reason = ReasonKicked
+	r.tellAll(r.replica.stored, []change{{e, old, true}})
+	r.listeners.settle()
+}
+
 // giveUp takes back a waiter, unless it was answered in the meantime.
 func (r *room) giveUp(w *waiter, cause error) error {
 	r.mu.Lock()
@@ -718,12 +735,13 @@ func (r *room) apply(e Event) {
 			r.replica.takeBack(stored, c)
 		}
 	}()
-	if r.holds() { // Redis does not count whom it has lost
-		c.UserConns = r.replica.users[e.UserID]
-	}
+	c.UserConns = r.replica.users[e.UserID] // Redis does not count those who are spared here
 	delete(r.repair.spared, e.ConnID)
 	r.listeners.tell(c)
 	told = true
+	if m := r.owned[e.ConnID]; m != nil && e.Reason == ReasonKicked {
+		m.kicked.Store(e.Epoch)
+	}
 	if (e.Reason == ReasonTimeout || e.Reason == ReasonNodeLost) && r.hub.loss != nil && r.owned[e.ConnID] != nil {
 		r.hub.loss.lostMembers(r) // somebody took it for lost, though its socket lives
 	}

@@ -16,9 +16,9 @@ local user_conns = tonumber(redis.call('HGET', MEMBERS, mine.user)) or 0
 local known = redis.call('SISMEMBER', CONNS, conn) == 1 and redis.call('ZSCORE', LAST_SEEN, conn)
 local prev = stored_revision()
 local fence = redis.pcall('GET', KEYS[8]) -- a table if it is of another type, and so none of ours
+if old and tonumber(old.epoch) > tonumber(mine.epoch) then return { 'epoch', old.epoch } end
 if type(fence) == 'string' and tonumber(fence) >= tonumber(mine.epoch) then return { 'kicked', prev } end
 if guest and not old or old and old.node == HELD and old.epoch == mine.epoch then return { 'missing' } end
-if old and tonumber(old.epoch) > tonumber(mine.epoch) then return { 'epoch', old.epoch } end
 local same = old and old.epoch == mine.epoch
 if same and tonumber(old.rev) > tonumber(mine.rev) then return { 'rev', old.rev, state_of(old) } end
 
