@@ -102,7 +102,7 @@ func leakedGoroutines(before map[string]string, within time.Duration) string {
 // backend is one kind of Redis that the tests run against.
 type backend struct {
 	name    string
-	url     string // on a shared server for the user that the README publishes
+	url     string // on a shared server for the user that the documents publish
 	tester  string // for one who may look and spoil as well, as which what shares a client with a test runs; "" = url
 	cluster bool
 	real    bool
@@ -191,11 +191,9 @@ func (b backend) open(t testing.TB) redis.UniversalClient {
 // testerMay is what tests do to a server beyond what the program does.
 const testerMay = "~* &* +incr +rename +restore +keys +scan +migrate +cluster +rpush +lpush +smembers +script|flush +script|load +client|kill +cluster|keyslot +pubsub|numsub +pubsub|shardnumsub +ttl +pttl +dump"
 
-// redisUsers are the options for the user that the README publishes, by what it says after ACL SETUSER, and for tests.
+// redisUsers are the options for the user that the documents publish, by what it says after ACL SETUSER, and for tests.
 var redisUsers = sync.OnceValue(func() []string {
-	readme, _ := os.ReadFile("README.md") // without it, no test logs in
-	_, rule, _ := strings.Cut(string(readme), "ACL SETUSER ")
-	rule, _, _ = strings.Cut(rule, "\n")
+	rule := publishedUser()
 	_, rights, _ := strings.Cut(rule, " ")
 	return strings.Fields("--user " + rule + " --user tester " + rights + " " + testerMay)
 })

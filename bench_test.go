@@ -194,7 +194,7 @@ func BenchmarkSnapshot(b *testing.B) {
 
 // BenchmarkIdleMember tells what an idle member holds on its node, over a direct WebSocket, in a room of ten with a real
 // Redis: heap by the function that asked for it, and stack. Memory of the client's half, which is in this process too, is
-// left out. With -v it prints the table of the README.
+// left out. With -v it prints the table of docs/sizing.md.
 func BenchmarkIdleMember(b *testing.B) {
 	const n = 4000
 	rate := runtime.MemProfileRate

@@ -181,7 +181,7 @@ func (s setting) refuse(value string) error {
 	return fmt.Errorf("%s=%q: must be %s", s.name, value, s.allowed)
 }
 
-// settings lists every variable, in the order in which the README explains them.
+// settings lists every variable, in the order in which docs/operations.md explains them.
 func settings() []setting {
 	const (
 		minute, hour, week = 60_000, 3_600_000, 604_800_000 // milliseconds

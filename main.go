@@ -70,7 +70,7 @@ func tell(args []string, out, complaints io.Writer) (exitCode int) {
 		fmt.Fprintln(out, versionLine())
 		return exitOK
 	}
-	fmt.Fprintln(complaints, "presence: the only argument is -version; settings are variables of the environment, see the README")
+	fmt.Fprintln(complaints, "presence: the only argument is -version; settings are variables of the environment, see docs/operations.md")
 	return exitSettings
 }
 

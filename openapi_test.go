@@ -187,7 +187,7 @@ func TestTheREADMEsRequestsWork(t *testing.T) {
 	need(t, err == nil, "curl in PATH (apt-get install curl)")
 	n := startWithAPI(t, miniRedis(t))
 	u := n.member(t, "room-1", "u-42", "{}")
-	lines := strings.Split(strings.TrimSpace(codeBlock(t, section(readText(t, "README.md"), "HTTP API"), "sh")), "\n")
+	lines := strings.Split(strings.TrimSpace(codeBlock(t, section(t, "HTTP API"), "sh")), "\n")
 	var got []string
 	for _, line := range lines {
 		cmd := exec.CommandContext(t.Context(), "sh", "-c", replaceOnce(t, line, "localhost:3000", "127.0.0.1:"+n.port()))

@@ -25,7 +25,7 @@ func acl(rules ...any) [][]any {
 	return [][]any{append([]any{"ACL", "SETUSER", "presence"}, rules...)}
 }
 
-// refusalsOfRedis are one of each kind. The user of the tests is the one that the README publishes.
+// refusalsOfRedis are one of each kind. The user of the tests is the one that the documents publish.
 func refusalsOfRedis() map[string]refusedState {
 	mayAll, patterns := acl("resetkeys", "~prs:*"), []any{"~prs:active_rooms", "~prs:user:*"}
 	pattern := func(more ...any) [][]any { return acl(slices.Concat([]any{"resetkeys"}, patterns, more)...) }

@@ -39,7 +39,7 @@ type bare struct {
 	call    func(*capacity, context.Context, []*bareMember) error
 }
 
-// aim is a mode with its targets, those of the table in the README.
+// aim is a mode with its targets, those of the table in docs/sizing.md.
 func (m mode) aim(server, redis, kilobytes float64) mode {
 	m.target.server, m.target.redis, m.target.kilobytes = server, redis, kilobytes
 	return m

@@ -15,11 +15,12 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 )
 
-func TestTheTablesOfTheREADMEAreThoseOfTheCode(t *testing.T) {
-	readme, files := readText(t, "README.md"), sources(t)
+func TestTheTablesOfTheREADMEAndDocsAreThoseOfTheCode(t *testing.T) {
+	files := sources(t)
 	maps.DeleteFunc(files, func(name string, _ *ast.File) bool { return isTest(name) })
 	requests, pushes := eventNames(t, files)
 	for _, tc := range []struct {
@@ -40,29 +41,29 @@ func TestTheTablesOfTheREADMEAreThoseOfTheCode(t *testing.T) {
 	} {
 		t.Run(tc.heading+", "+tc.header, func(t *testing.T) {
 			var got []string
-			for _, row := range table(section(readme, tc.heading), tc.header) {
+			for _, row := range table(section(t, tc.heading), tc.header) {
 				got = append(got, pick(row, tc.columns))
 			}
 			for _, line := range without(tc.want, got) {
-				t.Errorf("the README lacks %q", line)
+				t.Errorf("the documents lack %q", line)
 			}
 			for _, line := range without(got, tc.want) {
-				t.Errorf("only the README has %q", line)
+				t.Errorf("only the documents have %q", line)
 			}
 			if len(got) != len(tc.want) {
-				t.Errorf("the README has %d rows, want %d", len(got), len(tc.want))
+				t.Errorf("the documents have %d rows, want %d", len(got), len(tc.want))
 			}
 		})
 	}
 	for _, name := range pushes {
-		if !strings.Contains(section(readme, "Events"), "`"+name+"`") {
-			t.Errorf("the README does not tell of %s", name)
+		if !strings.Contains(section(t, "Events"), "`"+name+"`") {
+			t.Errorf("the documents do not tell of %s", name)
 		}
 	}
 }
 
 func TestTheREADMENamesEveryModuleOfTheProgram(t *testing.T) {
-	text := section(readText(t, "README.md"), "Dependencies")
+	text := section(t, "Dependencies")
 	for _, module := range usedModules(t) {
 		if !strings.Contains(text, "`"+module+"`") {
 			t.Errorf("%s is not named", module)
@@ -79,49 +80,71 @@ func TestThePublishedUserMayDoWhatTheProgramDoesAndNoMore(t *testing.T) {
 			want = append(want, strings.ToLower(call[1]))
 		}
 	}
-	_, rule, _ := strings.Cut(readText(t, "README.md"), "ACL SETUSER ")
-	rule, _, _ = strings.Cut(rule, "\n")
 	var got []string
-	for _, word := range strings.Fields(rule) {
+	for _, word := range strings.Fields(publishedUser()) {
 		if command, ok := strings.CutPrefix(word, "+"); ok {
 			got = append(got, command)
 		}
 	}
 	for _, command := range without(want, got) {
-		t.Errorf("the user of the README lacks +%s", command)
+		t.Errorf("the published user lacks +%s", command)
 	}
 	for _, command := range without(got, want) {
-		t.Errorf("the user of the README needs no +%s", command)
+		t.Errorf("the published user needs no +%s", command)
 	}
 }
 
 func TestTheREADMEEmbedsWhatTheEmbeddingTestBuilds(t *testing.T) {
-	text := section(readText(t, "README.md"), "Embedding")
+	text := section(t, "Embedding")
 	list, _, _ := strings.Cut(text, "into its main package")
 	var named []string
 	for _, match := range regexp.MustCompile("`([a-z._]+)`").FindAllStringSubmatch(list, -1) {
 		named = append(named, match[1])
 	}
 	if !slices.Equal(named, embeddable) {
-		t.Errorf("the README copies %q, the test %q", named, embeddable)
+		t.Errorf("the document copies %q, the test %q", named, embeddable)
 	}
 	if program := readText(t, filepath.Join("testdata", "embed", "main.go")); codeBlock(t, text, "go") != program {
-		t.Error("the README's program is another one than testdata/embed/main.go")
+		t.Error("the document's program is another one than testdata/embed/main.go")
 	}
 }
 
-func TestLinksWithinTheREADMELead(t *testing.T) {
-	readme := readText(t, "README.md")
-	links := regexp.MustCompile(`\]\(#([^)]*)\)`).FindAllStringSubmatch(readme, -1)
-	if len(links) == 0 {
-		t.Fatal("there are none")
-	}
-	for _, link := range links {
-		heading := regexp.MustCompile(`(?im)^#+ ` + strings.ReplaceAll(regexp.QuoteMeta(link[1]), "-", " ") + `$`)
-		if !heading.MatchString(readme) {
-			t.Errorf("no heading for #%s", link[1])
+// TestLinksInREADMEAndDocsLead follows those to files of the project and to headings in them.
+func TestLinksInREADMEAndDocsLead(t *testing.T) {
+	documents := documents()
+	for name, text := range documents {
+		for _, link := range regexp.MustCompile(`\]\(([^)]*)\)`).FindAllStringSubmatch(text, -1) {
+			path, anchor, anchored := strings.Cut(link[1], "#")
+			if strings.Contains(path, "://") {
+				continue
+			}
+			target := name
+			if path != "" {
+				target = filepath.Join(filepath.Dir(name), path)
+			}
+			if _, err := os.Stat(target); err != nil {
+				t.Errorf("%s links to %s: %v", name, link[1], err)
+			}
+			if anchored && !slices.Contains(anchors(documents[target]), anchor) {
+				t.Errorf("%s links to %s: no such heading", name, link[1])
+			}
 		}
 	}
+}
+
+// anchors are the fragments by which the headings of a text are linked to. One that comes twice is none.
+func anchors(text string) (unique []string) {
+	count := map[string]int{}
+	for _, heading := range regexp.MustCompile(`(?m)^#+ (.*)$`).FindAllStringSubmatch(text, -1) {
+		plain := regexp.MustCompile(`[^\pL\pN _-]`).ReplaceAllString(strings.ToLower(heading[1]), "")
+		count[strings.ReplaceAll(plain, " ", "-")]++
+	}
+	for anchor, n := range count {
+		if n == 1 {
+			unique = append(unique, anchor)
+		}
+	}
+	return unique
 }
 
 // timersCounted goes in front of the README's client and tells how many of its timers run.
@@ -138,7 +161,7 @@ socket.onAny((name, ...args) => name.startsWith("presence:") || console.log("app
 
 // TestTheREADMEsScriptsWork runs its client against a node, has it lose its connection, and sends it what its emitter sends.
 func TestTheREADMEsScriptsWork(t *testing.T) {
-	readme, b := readText(t, "README.md"), miniRedis(t)
+	b := miniRedis(t)
 	config, _, errs := loadConfig([]string{"PORT=0", "REDIS_URL=" + b.url})
 	if len(errs) > 0 {
 		t.Fatal(errs)
@@ -149,13 +172,13 @@ func TestTheREADMEsScriptsWork(t *testing.T) {
 	}
 	t.Cleanup(n.stop)
 	port := n.listener.Addr().(*net.TCPAddr).Port
-	member := replaceOnce(t, codeBlock(t, section(readme, "A client"), "js"), "localhost:3000", fmt.Sprintf("127.0.0.1:%d", port))
+	member := replaceOnce(t, codeBlock(t, section(t, "A client"), "js"), "localhost:3000", fmt.Sprintf("127.0.0.1:%d", port))
 	member = timersCounted + replaceOnce(t, member, "10_000", "20") + applicationEvents
-	emitter := replaceOnce(t, codeBlock(t, section(readme, "Application events"), "js"), "redis://localhost:6379", b.url)
+	emitter := replaceOnce(t, codeBlock(t, section(t, "Application events"), "js"), "redis://localhost:6379", b.url)
 
-	w := nodeScript(t, helperScript(t, section(readme, "Watching"), port))
+	w := nodeScript(t, helperScript(t, section(t, "Watching"), port))
 	expectLines(w, "snapshot 0 complete", "u-42 is offline")
-	h := nodeScript(t, helperScript(t, section(readme, "Client helper"), port))
+	h := nodeScript(t, helperScript(t, section(t, "Client helper"), port))
 	expectLines(w, "u-42 is online")
 	expectLines(h, "status: joining", "snapshot  [ 'u-42' ]", "status: joined")
 	if err := h.cmd.Process.Signal(os.Interrupt); err != nil {
@@ -184,7 +207,7 @@ func helperScript(t *testing.T, section string, port int) string {
 
 // TestTheREADMEsTokenIsGood runs what it shows of Node.js.
 func TestTheREADMEsTokenIsGood(t *testing.T) {
-	script := codeBlock(t, section(readText(t, "README.md"), "Authentication"), "js")
+	script := codeBlock(t, section(t, "Authentication"), "js")
 	p := nodeScript(t, savedScript(t, replaceOnce(t, script, "process.env.PRESENCE_JWT_SECRET", quoted(testSecret))))
 	g, err := newTestAuthority(t, "PRESENCE_JWT_SECRET="+testSecret).check(p.next())
 	if err != nil || g.user != "u-42" || !g.allows("room-1") || g.allows("other") {
@@ -397,17 +420,46 @@ func usedModules(t *testing.T) []string {
 	return slices.Compact(modules)
 }
 
-// section is what stands below a heading and above the next one.
-func section(text, heading string) string {
-	place := regexp.MustCompile(`(?m)^#+ ` + regexp.QuoteMeta(heading) + `\n`).FindStringIndex(text)
-	if place == nil {
-		return ""
+// documents are the texts for readers, by path.
+var documents = sync.OnceValue(func() map[string]string {
+	names, _ := filepath.Glob("docs/*.md") // only a bad pattern is an error
+	texts := map[string]string{}
+	for _, name := range append(names, "README.md", "SECURITY.md", "CHANGELOG.md") {
+		if text, err := os.ReadFile(name); err == nil { // a section that is missed fails the test that wants it
+			texts[name] = string(text)
+		}
 	}
-	below := text[place[1]:]
-	if next := regexp.MustCompile(`(?m)^#+ `).FindStringIndex(below); next != nil {
-		below = below[:next[0]]
+	return texts
+})
+
+// section is what stands below a heading, which one document has once, and above the next heading.
+func section(t testing.TB, heading string) string {
+	t.Helper()
+	var found []string
+	for _, text := range documents() {
+		for _, place := range regexp.MustCompile(`(?m)^#+ `+regexp.QuoteMeta(heading)+`\n`).FindAllStringIndex(text, -1) {
+			below := text[place[1]:]
+			if next := regexp.MustCompile(`(?m)^#+ `).FindStringIndex(below); next != nil {
+				below = below[:next[0]]
+			}
+			found = append(found, below)
+		}
 	}
-	return below
+	if len(found) != 1 {
+		t.Fatalf("%d headings %q in README.md and docs, want one", len(found), heading)
+	}
+	return found[0]
+}
+
+// publishedUser is the user of Redis that the documents give after ACL SETUSER: its name and its rights.
+func publishedUser() string {
+	for _, text := range documents() {
+		if _, rule, ok := strings.Cut(text, "ACL SETUSER "); ok {
+			rule, _, _ = strings.Cut(rule, "\n")
+			return rule
+		}
+	}
+	return "" // no test logs in
 }
 
 // table gives the cells, without quotes, of the table whose first column has that header.
