@@ -30,11 +30,11 @@ func TestTheTablesOfTheREADMEAndDocsAreThoseOfTheCode(t *testing.T) {
 		want    []string
 	}{
 		{"Requests", "event", []int{0}, requests},
-		{"Error codes", "code", []int{0, 3}, sentRows(t, files, "Code")},
+		{"Error codes", "code", []int{0}, texts(t, files["types.go"], "Code")},
 		{"Events", "field", []int{0}, jsonFields(Event{})},
-		{"Events", "reason", []int{0, 2}, sentRows(t, files, "Reason")},
+		{"Events", "reason", []int{0}, texts(t, files["types.go"], "Reason")},
 		{"Snapshot entries", "field", []int{0}, jsonFields(Entry{})},
-		{"Settings", "variable", []int{0, 1, 3}, settingRows(t, files)},
+		{"Settings", "variable", []int{0, 1}, settingRows()},
 		{"Keys in Redis", "key", []int{0}, keyNames()},
 		{"Dependencies", "module", []int{0}, directModules(t, files, usedModules(t))},
 		{"Reading the code", "file", []int{0}, append(slices.Collect(maps.Keys(files)), "lua/", "web/")},
@@ -59,6 +59,21 @@ func TestTheTablesOfTheREADMEAndDocsAreThoseOfTheCode(t *testing.T) {
 		if !strings.Contains(section(t, "Events"), "`"+name+"`") {
 			t.Errorf("the documents do not tell of %s", name)
 		}
+	}
+}
+
+// TestTheREADMEIsShort also looks whether the settings that it names are there.
+func TestTheREADMEIsShort(t *testing.T) {
+	const most = 12 << 10
+	if size := len(readText(t, "README.md")); size > most {
+		t.Errorf("README.md has %d bytes, %d at most: move details to docs/", size, most)
+	}
+	var named []string
+	for _, row := range table(section(t, "Ten settings"), "variable") {
+		named = append(named, pick(row, []int{0, 1}))
+	}
+	if wrong := without(named, settingRows()); len(named) != 10 || len(wrong) > 0 {
+		t.Errorf("%d settings, of which the program lacks %q", len(named), wrong)
 	}
 }
 
@@ -286,78 +301,19 @@ func constants(t *testing.T, file *ast.File, prefix string) map[string]string {
 	return found
 }
 
-// sentRows are the texts of such constants of types.go, and whether the code uses them: in Go or in a script.
-func sentRows(t *testing.T, files map[string]*ast.File, prefix string) (rows []string) {
+// texts are those of such constants of a file.
+func texts(t *testing.T, file *ast.File, prefix string) []string {
 	t.Helper()
-	scripts := ""
-	for _, name := range luaNames(t) {
-		scripts += readText(t, name)
-	}
-	uses := identifiers(files)
-	for constant, value := range constants(t, files["types.go"], prefix) {
-		used := uses[constant] > 1 || strings.Contains(scripts, "'"+value+"'") // once where it is declared
-		rows = append(rows, value+" | "+yesOrNotYet(used))
-	}
-	return rows
+	return slices.Collect(maps.Values(constants(t, file, prefix)))
 }
 
-// settingRows are the settings, and whether any file but config.go reads what they set.
-func settingRows(t *testing.T, files map[string]*ast.File) (rows []string) {
-	t.Helper()
-	read := map[string]bool{}
-	for name, file := range files {
-		for _, mention := range mentions(file) {
-			if field, ok := strings.CutPrefix(mention, "config."); ok && name != "config.go" {
-				read[field] = true
-			}
-		}
-	}
+// settingRows are the settings and their defaults, as the documents write them.
+func settingRows() (rows []string) {
 	derived := map[string]string{"PRESENCE_MAX_UNSENT_TOTAL_BYTES": "a quarter of the memory", "PRESENCE_REAPER_LOOKBACK_MS": "2 × PRESENCE_TTL_MS"}
 	for _, s := range settings() {
-		initial := cmp.Or(s.defaultText, derived[s.name], "none")
-		rows = append(rows, s.name+" | "+initial+" | "+yesOrNotYet(read[fieldOf(t, s)]))
+		rows = append(rows, s.name+" | "+cmp.Or(s.defaultText, derived[s.name], "none"))
 	}
 	return rows
-}
-
-// fieldOf is the field of Config that a setting sets.
-func fieldOf(t *testing.T, s setting) string {
-	t.Helper()
-	for _, value := range []string{"1000", "true", "error", "json", "https://a.example", "redis://a.example:1"} {
-		var c Config
-		if !s.set(&c, value) {
-			continue
-		}
-		fields := reflect.ValueOf(c)
-		for i := range fields.NumField() {
-			if !fields.Field(i).IsZero() {
-				return fields.Type().Field(i).Name
-			}
-		}
-	}
-	t.Fatalf("%s sets nothing", s.name)
-	return ""
-}
-
-func yesOrNotYet(yes bool) string {
-	if yes {
-		return "yes"
-	}
-	return "not yet"
-}
-
-// identifiers counts how often each name stands in the files.
-func identifiers(files map[string]*ast.File) map[string]int {
-	count := map[string]int{}
-	for _, file := range files {
-		ast.Inspect(file, func(n ast.Node) bool {
-			if id, ok := n.(*ast.Ident); ok {
-				count[id.Name]++
-			}
-			return true
-		})
-	}
-	return count
 }
 
 // jsonFields are the names of a struct's fields on the wire.
@@ -424,7 +380,7 @@ func usedModules(t *testing.T) []string {
 var documents = sync.OnceValue(func() map[string]string {
 	names, _ := filepath.Glob("docs/*.md") // only a bad pattern is an error
 	texts := map[string]string{}
-	for _, name := range append(names, "README.md", "SECURITY.md", "CHANGELOG.md") {
+	for _, name := range append(names, "README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md") {
 		if text, err := os.ReadFile(name); err == nil { // a section that is missed fails the test that wants it
 			texts[name] = string(text)
 		}
