@@ -175,12 +175,21 @@ func (m *members) compare(read []Entry) comparison {
 	return c
 }
 
-// hear takes over when the members were last heard of, but in blocks that have changed since the view.
+// hear takes over when the members were last heard of. Blocks that have changed since the view take it member by member.
 func (m *members) hear(c comparison) {
 	for i, p := range m.blocks {
 		if heard := c.heard[p]; heard != nil {
 			heard.views = m.views
 			m.blocks[i] = heard
+			delete(c.heard, p)
+		}
+	}
+	for _, heard := range c.heard {
+		for _, e := range heard.entries {
+			if now, there := m.get(e.ConnID); there && now.Epoch == e.Epoch && now.LastSeenMs < e.LastSeenMs {
+				now.LastSeenMs = e.LastSeenMs
+				m.put(now)
+			}
 		}
 	}
 }
