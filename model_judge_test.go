@@ -8,8 +8,6 @@ import (
 	"strconv"
 	"strings"
 	"time"
-
-	"github.com/redis/go-redis/v9"
 )
 
 // fact is what is known of a connection in a room.
@@ -50,7 +48,13 @@ type ledger struct {
 	revs   []int64
 	gone   map[placeID]Reason // why incarnations left
 	joins  map[placeID]bool
-	forgot bool // Redis has lost the room: the next message may follow any
+	left   map[placeID]bool      // incarnations that left, whatever came then
+	kicked map[placeID]time.Time // when incarnations were kicked
+	kicks  map[string]int        // kicks of connections that may still come
+	held   map[string]bool       // connections that Redis holds back
+	due    map[string]bool       // those of them whose user has just joined
+	joined message               // the last message, if it was a join, or a leave that comes with one
+	forgot bool                  // Redis has lost the room: the next message may follow any
 }
 
 // placeID is an incarnation.
@@ -60,7 +64,8 @@ type placeID struct {
 }
 
 func newLedger(room string) *ledger {
-	return &ledger{room: room, facts: facts{}, at: map[int64]facts{0: {}}, gone: map[placeID]Reason{}, joins: map[placeID]bool{}}
+	return &ledger{room: room, facts: facts{}, at: map[int64]facts{0: {}}, gone: map[placeID]Reason{}, joins: map[placeID]bool{},
+		left: map[placeID]bool{}, kicked: map[placeID]time.Time{}, kicks: map[string]int{}, held: map[string]bool{}, due: map[string]bool{}}
 }
 
 // published enters a message of Redis and checks it.
@@ -122,8 +127,10 @@ func (m *model) enter(l *ledger, e message) {
 		m.judgeLeave(l, e)
 		delete(l.facts, e.ConnID)
 		l.gone[id] = e.Reason
+		m.enterLeave(l, e)
 		return
 	}
+	m.enterJoin(l, e)
 	delete(l.gone, id)
 	l.joins[id] = true
 	l.facts[e.ConnID] = fact{user: e.UserID, epoch: e.Epoch, rev: e.Rev, state: string(e.State)}
@@ -142,7 +149,12 @@ func (m *model) judgeLeave(l *ledger, e message) {
 		if !p.joining && !m.troubled {
 			m.wrong("%s is replaced without a join", e.ConnID)
 		}
+	case ReasonKicked:
+		if l.kicks[e.ConnID]--; l.kicks[e.ConnID] < 0 {
+			m.wrong("%s is kicked by nobody", e.ConnID)
+		}
 	case ReasonLeft, ReasonDisconnected:
+		m.judgeHeld(l, e)
 		if p.in && !p.leaving && p.epoch == e.Epoch {
 			m.wrong("false leave: %s has not left (%s)", e.ConnID, e.Reason)
 		}
@@ -158,6 +170,7 @@ type sight struct {
 	from     int64    // revision of the acknowledgement
 	together []string // connections of the events with the last revision
 	heard    []int64
+	over     bool  // the client has got its own leave: it need not hear more
 	judged   int64 // revision that judgeViews has seen
 }
 
@@ -172,7 +185,7 @@ func (m *model) see(c *modelClient, e *wireEvent) {
 		m.wrong("G2: %s gets event %d after %d", c.id, e.Rev, v.rev)
 	case e.Rev > v.rev:
 		v.together = nil
-	case slices.Contains(v.together, e.ConnID) || v.together == nil:
+	case slices.Contains(v.together, e.ConnID) || v.together == nil && !m.culled:
 		m.wrong("G1: %s gets event %d of %s again", c.id, e.Rev, e.ConnID)
 	}
 	v.rev = e.Rev
@@ -183,6 +196,7 @@ func (m *model) see(c *modelClient, e *wireEvent) {
 	} else {
 		v.facts[e.ConnID] = fact{user: e.UserID, epoch: e.Epoch, state: string(e.State)}
 	}
+	m.seeOwnEnd(c, e)
 	if n := v.facts.count(e.UserID); n != e.UserConns {
 		m.wrong("%s hears with event %d that %s has %d connections, and has seen %d", c.id, e.Rev, e.UserID, e.UserConns, n)
 	}
@@ -201,7 +215,7 @@ func (m *model) judgeViews() {
 			if want, known := l.at[v.rev]; !known || !m.same(l, v.facts, want) {
 				m.wrong("G3: %s has at revision %d seen\n    %s\n  and not\n    %s", c.id, v.rev, v.facts, want)
 			}
-			if m.calm {
+			if m.exact() {
 				m.judgeHeard(c.id, l, v)
 			}
 		}
@@ -211,12 +225,12 @@ func (m *model) judgeViews() {
 // same tells whether a client has seen what it should. Where messages get lost, its node may take its time with members whose
 // clients are about to change something, and with removals where it misses members of its own.
 func (m *model) same(l *ledger, seen, want facts) bool {
-	if seen.String() == want.String() || m.culled && !m.calm {
+	if seen.String() == want.String() || m.culled && !m.exact() {
 		return true
 	}
 	seen, want = maps.Clone(seen), maps.Clone(want)
 	for _, c := range m.clients {
-		if c.places[l.room].busy && !m.calm {
+		if c.places[l.room].busy && !m.exact() {
 			delete(seen, c.id)
 			delete(want, c.id)
 		}
@@ -237,166 +251,12 @@ func (m *model) judgeHeard(client string, l *ledger, v *sight) {
 func (m *model) converged() (complaint string) {
 	for _, l := range m.rooms {
 		for _, c := range m.clients {
-			if v := c.places[l.room].view; v != nil && v.facts.String() != l.facts.String() {
+			if v := c.places[l.room].view; v != nil && !v.over && v.facts.String() != l.facts.String() {
 				return fmt.Sprintf("%s has seen\n    %s\n  the room is\n    %s", c.id, v.facts, l.facts)
 			}
 		}
 	}
 	return ""
-}
-
-// roomPicture is all that Redis has of a room.
-type roomPicture struct {
-	reply
-	*model
-	*ledger
-	meta map[string]Member
-	seen map[string]string
-}
-
-// judgeStore checks G6, what each key's life is, and that Redis has what it has published.
-func (m *model) judgeStore(l *ledger) {
-	cmd := redis.NewCmd(m.ctx, append([]any{"EVAL", modelPicture, 6}, append(anys(keysOf(l.room).indices()), l.room)...)...)
-	m.do(cmd)
-	list, err := cmd.Slice()
-	if err != nil {
-		m.wrong("the room cannot be read: %v", err)
-		return
-	}
-	p := roomPicture{reply: list, model: m, ledger: l, meta: map[string]Member{}}
-	p.seen = p.pairs(4)
-	for conn, value := range p.pairs(2) {
-		member, ok := parseMeta(value)
-		if !ok {
-			m.wrong("conn_meta of %s is %q", conn, value)
-		}
-		p.meta[conn] = member
-	}
-	p.judgeTruth()
-	p.judgeIndices()
-	p.judgeCounter()
-	p.judgeHashes()
-	p.judgeOuterIndices()
-}
-
-func anys(texts []string) (list []any) {
-	for _, text := range texts {
-		list = append(list, text)
-	}
-	return list
-}
-
-func (p roomPicture) judgeTruth() {
-	stored := facts{}
-	for conn, member := range p.meta {
-		stored[conn] = fact{user: member.User, epoch: member.Epoch, rev: member.Rev, state: string(member.State)}
-	}
-	if !maps.Equal(stored, p.facts) {
-		p.wrong("Redis has\n    %s\n  its events make\n    %s", stored, p.facts)
-	}
-}
-
-func (p roomPicture) judgeIndices() {
-	ids := slices.Sorted(maps.Keys(p.meta))
-	var conns []string
-	for i := range p.list(5) {
-		conns = append(conns, p.list(5).text(i))
-	}
-	slices.Sort(conns)
-	inLastSeen := slices.Sorted(maps.Keys(p.seen))
-	if !slices.Equal(ids, conns) || !slices.Equal(ids, inLastSeen) {
-		p.wrong("G6: conn_meta has %q, conns has %q, last_seen has %q", ids, conns, inLastSeen)
-	}
-	users := map[string]string{}
-	for _, member := range p.meta {
-		users[member.User] = strconv.Itoa(p.facts.count(member.User))
-	}
-	if !maps.Equal(users, p.pairs(3)) {
-		p.wrong("G6: members is %v, the users in conn_meta are %v", p.pairs(3), users)
-	}
-}
-
-func (p roomPicture) judgeCounter() {
-	rev, life := p.int(0), time.Duration(p.int(1))*time.Millisecond
-	switch {
-	case rev != p.rev && !p.forgot:
-		p.wrong("the room's revision is %d, the last event's %d", rev, p.rev)
-	case len(p.meta) > 0 && life >= 0:
-		p.wrong("the counter of a room with members expires in %v", life)
-	case len(p.meta) == 0 && rev > 0 && (life <= 0 || life > time.Hour):
-		p.wrong("the counter of an empty room expires in %v", life)
-	}
-}
-
-// judgeHashes checks each connection's hash and when it was last heard of.
-func (p roomPicture) judgeHashes() {
-	for i := range p.list(6) {
-		entry := p.list(6).list(i)
-		conn, life, hash := entry.text(0), time.Duration(entry.int(1))*time.Millisecond, entry.pairs(2)
-		seen, _ := strconv.ParseInt(p.seen[conn], 10, 64)
-		p.judgeSeen(conn, seen)
-		m := p.meta[conn]
-		if len(hash) == 0 {
-			if ago := p.clock() - seen; ago < (modelTTL - 2*modelAging).Milliseconds() {
-				p.wrong("G6: %s was heard of %d ms ago and has no hash", conn, ago)
-			}
-			continue
-		}
-		if life <= 0 || life > modelTTL {
-			p.wrong("the hash of %s lives %v, want at most %v", conn, life, modelTTL)
-		}
-		want := map[string]string{
-			"conn_id": conn, "user_id": m.User, "room_id": p.room, "last_seen_ms": p.seen[conn],
-			"epoch": fmt.Sprint(m.Epoch), "rev": fmt.Sprint(m.Rev), "state": string(m.State),
-		}
-		if !maps.Equal(hash, want) {
-			p.wrong("G6: the hash of %s is %v, want %v", conn, hash, want)
-		}
-	}
-}
-
-// judgeSeen checks that every acknowledged heartbeat is in Redis (G7), and that nothing else extends a life (G4).
-func (p roomPicture) judgeSeen(conn string, seen int64) {
-	at := p.place(p.room, conn)
-	if !at.in || at.busy || p.abandoned() > 0 {
-		return
-	}
-	if seen < at.heard && at.epoch == p.facts[conn].epoch {
-		p.wrong("G7: %s was last seen at %d, its heartbeat of %d is acknowledged", conn, seen, at.heard)
-	}
-	if seen > at.mayBeHeard+1 { // the age that a healer writes is rounded
-		p.wrong("G4: %s was last seen at %d, and has sent nothing valid after %d", conn, seen, at.mayBeHeard)
-	}
-}
-
-// judgeOuterIndices checks that what stands outside of the room's slot holds enough.
-func (p roomPicture) judgeOuterIndices() {
-	for i := range p.list(7) {
-		entry := p.list(7).list(i)
-		index := entry.pairs(2)
-		for conn, m := range p.meta {
-			field := userField(p.room, conn)
-			if m.User != entry.text(0) {
-				continue
-			}
-			seen, _ := strconv.ParseInt(p.seen[conn], 10, 64)
-			if _, there := index[field]; !there && p.clock()-seen < modelLookback.Milliseconds() {
-				p.wrong("the index of %s lacks %s", m.User, conn)
-			}
-		}
-	}
-	if len(p.seen) == 0 {
-		return
-	}
-	oldest := int64(1 << 62)
-	for _, text := range p.seen {
-		seen, _ := strconv.ParseInt(text, 10, 64)
-		oldest = min(oldest, seen)
-	}
-	latest := max(oldest+modelLookback.Milliseconds(), p.clock()+(claimLease+modelReaperInterval).Milliseconds()) + 2
-	if due := p.float(8); p.text(8) == "" || int64(due) > latest {
-		p.wrong("the reaper looks at the room at %q, it should by %d", p.text(8), latest)
-	}
 }
 
 // judgeAck checks the answer to a request, and follows what it says.
@@ -451,7 +311,7 @@ func (m *model) judgeSnapshot(l *ledger, rev int64, list []wireEntry, latest tim
 			continue
 		}
 		for _, heard := range p.heartbeats {
-			if heard <= m.clock()-latest.Milliseconds() && e.LastSeenMs < heard {
+			if heard < m.clock()-latest.Milliseconds()-1 && e.LastSeenMs < heard { // clocks show whole milliseconds
 				m.wrong("the snapshot has %s last seen at %d, it was heard of at %d, and it is %d", e.ConnID, e.LastSeenMs, heard, m.clock())
 			}
 		}

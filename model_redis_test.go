@@ -160,7 +160,7 @@ func (g modelGate) hold(ctx context.Context, cmds ...redis.Cmder) error {
 	if err := ctx.Err(); err != nil {
 		return g.fail(err, cmds)
 	}
-	c := &heldCall{node: g.node, cmds: cmds, answered: make(chan error, 1)}
+	c := &heldCall{node: g.node, cmds: cmds, came: time.Now(), answered: make(chan error, 1)}
 	g.redis.model.arrive(c)
 	select {
 	case err := <-c.answered:
@@ -187,6 +187,7 @@ func (g modelGate) fail(err error, cmds []redis.Cmder) error {
 type heldCall struct {
 	node     int
 	cmds     []redis.Cmder
+	came     time.Time
 	answered chan error
 
 	given sync.Mutex
@@ -231,7 +232,11 @@ func (m *model) run(c *heldCall, f fate) {
 			cmds = append(cmds, redis.NewCmd(context.Background(), cmd.Args()...))
 		}
 	}
+	m.allowDelay(c)
+	m.noteOvertaking(c)
+	before := m.beforeCall(cmds[0].Args())
 	m.do(cmds...)
+	m.judgeCall(cmds[0], before)
 	if f == itsAnswerIsLost {
 		c.answered <- io.EOF
 		return
@@ -248,6 +253,21 @@ func (m *model) extend(call *heldCall) {
 			fenced := (script == "heartbeat" || script == "patch") && !slices.Contains(args, any(l.facts[c.id].epoch))
 			if p := c.places[l.room]; slices.Contains(args, any(c.id)) && !fenced {
 				p.mayBeHeard = max(p.mayBeHeard, m.clock())
+			}
+		}
+	}
+}
+
+// allowDelay notes that a member who is put back counts as heard of later by the time that the call has waited.
+func (m *model) allowDelay(call *heldCall) {
+	args := call.cmds[0].Args()
+	if m.script(args) != "restore" {
+		return
+	}
+	for _, c := range m.clients {
+		for _, p := range c.places {
+			if slices.Contains(args, any(c.id)) && slices.Contains(args, any(p.epoch)) {
+				p.mayBeHeard += time.Since(call.came).Milliseconds()
 			}
 		}
 	}
@@ -277,6 +297,7 @@ func (m *model) do(cmds ...redis.Cmder) {
 		for _, payload := range published[i].Val() {
 			m.published(l, payload)
 		}
+		m.judgeDue(l)
 	}
 }
 

@@ -18,41 +18,53 @@ type mutant struct {
 	name     string
 	file     string
 	old, new string
+	about    concern // what the schedules have to be about that may kill it
 }
 
 // mutants are mistakes in the scripts, which are changed as they are loaded, and in the program, which is built once more
 // with all of them in it, asleep: MUTANT stands for "this one is awake".
 var mutants = []mutant{
-	{"a join counts its user again", "lua/join.lua", "if moved or not old then", "if true then"},
-	{"a user who was replaced stays counted", "lua/join.lua", "moved and release_user(old.user)", "moved and 0"},
-	{"two events have one revision", "lua/join.lua", "if moved then rev = digits(rev + 1) end", ""},
-	{"a join is not in conns", "lua/room.lua", "redis.call('SADD', CONNS, conn)", ""},
-	{"a revision does not grow", "lua/room.lua", "math.max(prev, KNOWN) + 1", "math.max(prev, KNOWN)"},
-	{"a connection's hash does not expire", "lua/room.lua", "redis.call('PEXPIRE', hash, ttl)", ""},
-	{"a patch leaves the hash behind", "lua/patch.lua", "redis.call('HSET', hash, 'state', state, 'rev', m.rev,", "redis.call('HSET', hash, 'rev', m.rev,"},
-	{"a patch tells nobody", "lua/patch.lua", "publish(prev, m.rev, now, user_conns, 'update', conn, m, nil, state)", ""},
-	{"a heartbeat extends nothing", "lua/heartbeat.lua", "redis.call('ZADD', LAST_SEEN, 'XX', 'CH', now, conn) == 0 and not", "not"},
-	{"a heartbeat of the incarnation before counts", "lua/heartbeat.lua", "if redis.call('HGET', hash, 'rev') ~= own_rev then", "if false then"},
-	{"a late leave takes a newer incarnation", "lua/remove.lua", "newest and m and tonumber(m.epoch) > newest or", ""},
-	{"a user who left stays counted", "lua/remove.lua", "local user_conns = release_user(m.user)", "local user_conns = 0"},
-	{"the counter of an empty room stays for ever", "lua/remove.lua", "if redis.call('HLEN', META) == 0 then", "if false then"},
-	{"who left stays in last_seen", "lua/held.lua", "redis.call('ZREM', LAST_SEEN, conn)", ""},
-	{"who is put back without need is told", "lua/restore.lua", "if same and old.rev == mine.rev and known and user_conns > 0 then", "if false then"},
-	{"a room is not in the reaper's index", "lua/index_room.lua", "if not due or due > now + life then", "if due and due > now + life then"},
+	{"a join counts its user again", "lua/join.lua", "if moved or not old then", "if true then", 0},
+	{"a user who was replaced stays counted", "lua/join.lua", "moved and release_user(old.user)", "moved and 0", 0},
+	{"two events have one revision", "lua/join.lua", "if moved then rev = digits(rev + 1) end", "", 0},
+	{"a join is not in conns", "lua/room.lua", "redis.call('SADD', CONNS, conn)", "", 0},
+	{"a revision does not grow", "lua/room.lua", "math.max(prev, KNOWN) + 1", "math.max(prev, KNOWN)", 0},
+	{"a connection's hash does not expire", "lua/room.lua", "redis.call('PEXPIRE', hash, ttl)", "", 0},
+	{"a patch leaves the hash behind", "lua/patch.lua", "redis.call('HSET', hash, 'state', state, 'rev', m.rev,", "redis.call('HSET', hash, 'rev', m.rev,", 0},
+	{"a patch tells nobody", "lua/patch.lua", "publish(prev, m.rev, now, user_conns, 'update', conn, m, nil, state)", "", 0},
+	{"a heartbeat extends nothing", "lua/heartbeat.lua", "redis.call('ZADD', LAST_SEEN, 'XX', 'CH', now, conn) == 0 and not", "not", 0},
+	{"a heartbeat of the incarnation before counts", "lua/heartbeat.lua", "if redis.call('HGET', hash, 'rev') ~= own_rev then", "if false then", 0},
+	{"a late leave takes a newer incarnation", "lua/remove.lua", "newest and m and tonumber(m.epoch) > newest or", "", aboutLateCalls},
+	{"a user who left stays counted", "lua/remove.lua", "local user_conns = release_user(m.user)", "local user_conns = 0", 0},
+	{"the counter of an empty room stays for ever", "lua/remove.lua", "if redis.call('HLEN', META) == 0 then", "if false then", 0},
+	{"who left stays in last_seen", "lua/held.lua", "redis.call('ZREM', LAST_SEEN, conn)", "", 0},
+	{"who is put back without need is told", "lua/restore.lua", "if same and old.rev == mine.rev and known and user_conns > 0 then", "if false then", 0},
+	{"a room is not in the reaper's index", "lua/index_room.lua", "if not due or due > now + life then", "if due and due > now + life then", 0},
+	{"a kick sets no fence", "lua/kick.lua", "redis.call('SET', fence, m.epoch, 'PX', fence_ttl)", "", aboutKicks},
+	{"a kick is told as a leave", "lua/kick.lua", "m, 'kicked')", "m, 'left')", aboutKicks},
+	{"a repair passes the fence of a kick", "lua/restore.lua", "if type(fence) == 'string' and", "if false and", aboutKicks},
+	{"who is held back stays when the user is back", "lua/join.lua", "  held = held_of(held_key, mine.user, conn)\n", "", aboutGrace},
+	{"who is held back counts for a full room", "lua/join.lua", "redis.call('HLEN', META) - #held >=", "redis.call('HLEN', META) >=", aboutGrace},
+	{"a hold is over at once", "lua/hold.lua", "local seen = now + hold - lookback", "local seen = now - lookback", aboutGrace},
 
-	{"a message is applied that does not follow", "room.go", "case r.replica.precedes(m):\n\t\tr.apply(m.Event)\n\tcase m.Rev <= r.replica.stored:", "case r.replica.precedes(m) || MUTANT:\n\t\tr.apply(m.Event)\n\tcase m.Rev <= r.replica.stored:"},
-	{"a read takes the place of events on their way", "room.go", "case overtaken || onTheirWay && found.first == nil:", "case !MUTANT && (overtaken || onTheirWay && found.first == nil):"},
-	{"a join is answered before its revision is there", "room.go", "if w.rev > r.replica.rev {\n\t\t\trest =", "if w.rev > r.replica.rev && !MUTANT {\n\t\t\trest ="},
-	{"who joined hears nothing", "room.go", "case w.to != nil:", "case w.to != nil && !MUTANT:"},
-	{"who left goes on hearing", "room.go", "r.listeners.dismiss(to, as)", "if !MUTANT {\n\t\tr.listeners.dismiss(to, as)\n\t}"},
-	{"a revision that comes back is compared with nothing", "room.go", "if rev == had || r.comparing {", "if rev == had || r.comparing || MUTANT {"},
-	{"what a read finds after a loss is not told", "room.go", "r.doubt, r.distrust = true, true", "r.doubt, r.distrust = !MUTANT, true"},
-	{"a leave that was missed is not told", "room.go", "if had && !spare(old) {", "if had && !spare(old) && !MUTANT {"},
-	{"an update that was missed is not told", "room.go", "case old.Rev == e.Rev:", "case old.Rev == e.Rev || MUTANT:"},
-	{"a snapshot keeps old heartbeats", "room_members.go", "if found.Epoch == e.Epoch && found.LastSeenMs > e.LastSeenMs {", "if found.Epoch == e.Epoch && found.LastSeenMs > e.LastSeenMs && !MUTANT {"},
-	{"frames of a batch stay queued", "room.go", "r.try(r.settle)\n\t}\n\th.flush()", "r.try(r.settle)\n\t}\n\tif !MUTANT {\n\t\th.flush()\n\t}"},
-	{"any epoch is taken", "handlers.go", "if p.HasEpoch && p.Epoch != m.Epoch {", "if p.HasEpoch && p.Epoch != m.Epoch && !MUTANT {"},
-	{"a join of unknown outcome is not taken back", "handlers.go", "if len(before) > 0 || isUnavailable(err) {", "if !MUTANT && (len(before) > 0 || isUnavailable(err)) {"},
+	{"a message is applied that does not follow", "room.go", "case r.replica.precedes(m):\n\t\tr.apply(m.Event)\n\tcase m.Rev <= r.replica.stored:", "case r.replica.precedes(m) || MUTANT:\n\t\tr.apply(m.Event)\n\tcase m.Rev <= r.replica.stored:", 0},
+	{"a read takes the place of events on their way", "room.go", "case overtaken || onTheirWay && found.first == nil:", "case !MUTANT && (overtaken || onTheirWay && found.first == nil):", 0},
+	{"a join is answered before its revision is there", "room.go", "if w.rev > r.replica.rev {\n\t\t\trest =", "if w.rev > r.replica.rev && !MUTANT {\n\t\t\trest =", 0},
+	{"who joined hears nothing", "room.go", "case w.to != nil:", "case w.to != nil && !MUTANT:", 0},
+	{"who left goes on hearing", "room.go", "r.listeners.dismiss(to, as)", "if !MUTANT {\n\t\tr.listeners.dismiss(to, as)\n\t}", 0},
+	{"a revision that comes back is compared with nothing", "room.go", "if rev == had || r.comparing {", "if rev == had || r.comparing || MUTANT {", 0},
+	{"what a read finds after a loss is not told", "room.go", "r.doubt, r.distrust = true, true", "r.doubt, r.distrust = !MUTANT, true", 0},
+	{"a leave that was missed is not told", "room.go", "if had && !spare(old) {", "if had && !spare(old) && !MUTANT {", 0},
+	{"an update that was missed is not told", "room.go", "case old.Rev == e.Rev:", "case old.Rev == e.Rev || MUTANT:", 0},
+	{"a snapshot keeps old heartbeats", "room.go", "> r.hub.freshFor && !r.inPages(w) {", "> r.hub.freshFor && !r.inPages(w) && !MUTANT {", aboutPauses},
+	{"frames of a batch stay queued", "room.go", "r.try(r.settle)\n\t}\n\th.flush()", "r.try(r.settle)\n\t}\n\tif !MUTANT {\n\t\th.flush()\n\t}", 0},
+	{"any epoch is taken", "handlers.go", "if p.HasEpoch && p.Epoch != m.Epoch {", "if p.HasEpoch && p.Epoch != m.Epoch && !MUTANT {", 0},
+	{"who was kicked goes on hearing", "listeners.go", "if c.Reason == ReasonKicked {", "if c.Reason == ReasonKicked && !MUTANT {", aboutKicks},
+	{"who was kicked is refused before what came earlier", "handlers.go", "m.room.reach(ctx, m.kickedAt)", "m.room.reach(ctx, map[bool]int64{false: m.kickedAt}[MUTANT])", aboutKicks},
+	{"a kick whose message was lost is not told", "handlers.go", "m.room.tellKicked(m.Conn, m.Epoch, m.kickedAt)", "if !MUTANT {\n\t\tm.room.tellKicked(m.Conn, m.Epoch, m.kickedAt)\n\t}", aboutKicks},
+	{"a goodbye waits for the grace", "handlers.go", "if (reason == endAbrupt || reason == endSilent) && grace > 0 {", "if (reason == endAbrupt || reason == endSilent || MUTANT) && grace > 0 {", aboutGrace},
+	{"a hold is not ended in time", "owed.go", "if l.held {", "if l.held && !MUTANT {", aboutGrace},
+	{"a join of unknown outcome is not taken back", "handlers.go", "if len(before) > 0 || isUnavailable(err) {", "if !MUTANT && (len(before) > 0 || isUnavailable(err)) {", aboutLateCalls},
 }
 
 // awake is the mutant of the program that lives, "" for none.
@@ -87,7 +99,7 @@ func (u mutant) kill(t *testing.T, runners []*modelRunner) {
 				t.Run(fmt.Sprint(i), func(t *testing.T) {
 					t.Parallel()
 					for seed := next.Add(1); seed <= atMost && killer.Load() == 0; seed = next.Add(1) {
-						if wrong, _ := r.run(t, uint64(seed)); len(wrong) > 0 {
+						if wrong, _ := r.run(t, uint64(seed), u.about); len(wrong) > 0 {
 							killer.CompareAndSwap(0, seed)
 							first.CompareAndSwap(nil, &wrong[0])
 						}
@@ -104,11 +116,8 @@ func (u mutant) kill(t *testing.T, runners []*modelRunner) {
 }
 
 func TestModelKillsMutantsOfTheScripts(t *testing.T) {
-	if *onlyMutants {
-		t.Skip("they are killed without this build")
-	}
-	if raceDetector() {
-		t.Skip("they are killed without the race detector")
+	if !*modelLong {
+		t.Skip("it takes long: use -long")
 	}
 	runners := startRunners(t)
 	for _, u := range mutants {
@@ -127,8 +136,8 @@ func TestModelKillsMutantsOfTheScripts(t *testing.T) {
 // TestModelKillsMutantsOfTheProgram builds this test once more, with the mutants in it, and runs the next one there.
 func TestModelKillsMutantsOfTheProgram(t *testing.T) {
 	t.Parallel()
-	if *onlyMutants || raceDetector() || testing.Short() {
-		t.Skip("the build of the mutants takes its time")
+	if !*modelLong {
+		t.Skip("it takes long: use -long")
 	}
 	needRedis(t)
 	dir := t.TempDir()
