@@ -147,6 +147,83 @@ func TestLinksInREADMEAndDocsLead(t *testing.T) {
 	}
 }
 
+func TestDocsREADMETroubleshootingHasLinesOfTheLog(t *testing.T) {
+	logged := map[string]bool{}
+	for name, file := range sources(t) {
+		if !isTest(name) {
+			ast.Inspect(file, func(n ast.Node) bool { return collectLogged(n, logged) })
+		}
+	}
+	rows := table(section(t, "Troubleshooting"), "log message")
+	for _, row := range rows {
+		if !logged[row[0]] {
+			t.Errorf("nothing logs %q", row[0])
+		}
+	}
+	if len(rows) < 20 {
+		t.Errorf("only %d lines of the log are explained", len(rows))
+	}
+}
+
+// collectLogged adds the messages of calls such as log.Warn("message", …).
+func collectLogged(n ast.Node, logged map[string]bool) bool {
+	call, ok := n.(*ast.CallExpr)
+	if !ok {
+		return true
+	}
+	method, ok := call.Fun.(*ast.SelectorExpr)
+	if !ok || !slices.Contains([]string{"Debug", "Info", "Warn", "Error", "Log"}, method.Sel.Name) {
+		return true
+	}
+	for _, arg := range call.Args {
+		if literal, ok := arg.(*ast.BasicLit); ok {
+			if text, err := strconv.Unquote(literal.Value); err == nil {
+				logged[text] = true
+			}
+			return true // what follows are attributes
+		}
+	}
+	return true
+}
+
+// TestDocsREADMENameWhatTheCodeHas checks the places that docs/code.md gives, and the names of tests anywhere.
+func TestDocsREADMENameWhatTheCodeHas(t *testing.T) {
+	rules, locks := table(section(t, "Where the rules are"), "rule"), table(section(t, "Locks"), "lock")
+	if len(rules) == 0 || len(locks) == 0 {
+		t.Fatal("a table is missing")
+	}
+	for _, row := range rules {
+		wantInFile(t, row[1], row[2])
+	}
+	for _, row := range locks {
+		files := strings.Split(row[1], ", ")
+		for i, lock := range strings.Split(row[0], ", ") {
+			wantInFile(t, files[min(i, len(files)-1)], lock[strings.LastIndex(lock, ".")+1:])
+		}
+	}
+	tests := ""
+	for _, pattern := range []string{"*_test.go", "bench/*_test.go"} {
+		names, _ := filepath.Glob(pattern) // only a bad pattern is an error
+		for _, name := range names {
+			tests += readText(t, name)
+		}
+	}
+	for name, text := range documents() {
+		for _, test := range regexp.MustCompile("`(Test[A-Z]\\w*)`").FindAllStringSubmatch(text, -1) {
+			if !strings.Contains(tests, "\nfunc "+test[1]+"(") {
+				t.Errorf("%s names %s, which is no test", name, test[1])
+			}
+		}
+	}
+}
+
+func wantInFile(t *testing.T, file, name string) {
+	t.Helper()
+	if !regexp.MustCompile(`\b` + regexp.QuoteMeta(name) + `\b`).MatchString(readText(t, file)) {
+		t.Errorf("docs/code.md looks for %s in %s", name, file)
+	}
+}
+
 // anchors are the fragments by which the headings of a text are linked to. One that comes twice is none.
 func anchors(text string) (unique []string) {
 	count := map[string]int{}
