@@ -379,6 +379,7 @@ func TestABridgeOutlivesARestartOfRedis_G3(t *testing.T) {
 
 // A server that hangs keeps its connections open: only silence tells.
 func TestAServerThatHangsIsNoticed_G3(t *testing.T) {
+	takesLong(t)
 	t.Parallel()
 	p := spawnRedis(t)
 	w := wire{backend: backend{url: p.url, real: true}}
@@ -402,6 +403,7 @@ func (b *bridge) openLine(master string) *line {
 }
 
 func TestAProbedSubscriptionStaysOpen(t *testing.T) {
+	takesLong(t)
 	t.Parallel()
 	p := spawnRedis(t)
 	w := wire{backend: backend{url: p.url, real: true}}

@@ -35,6 +35,7 @@ func browserScript(t *testing.T, script string) *realClients {
 // TestBrowsersMeetOnTwoNodes: pages of another origin join over polling that upgrades, and over WebSocket; they patch, are
 // reloaded, and vanish.
 func TestBrowsersMeetOnTwoNodes(t *testing.T) {
+	takesLong(t)
 	t.Parallel()
 	s, c, room := startSite(t, realRedis(t)), startBrowser(t), uniqueRoom(t)
 	ann := c.open("ann", s.url(0), room, "polling", "websocket").Self.ConnID
@@ -100,6 +101,7 @@ func (c *realClients) until(what string, holds func() bool) {
 // TestAPageThatIsLeftIsGoneAtOnce: others see a member leave when its page is left in the same tab, and come back when the
 // browser shows that page again from its cache. Every transport does.
 func TestAPageThatIsLeftIsGoneAtOnce(t *testing.T) {
+	takesLong(t)
 	t.Parallel()
 	s, c := startSite(t, realRedis(t)), startBrowser(t)
 	for name, options := range map[string]command{
@@ -129,6 +131,7 @@ func TestAPageThatIsLeftIsGoneAtOnce(t *testing.T) {
 // TestFastReloadsLeaveNoGhosts: a page is reloaded at every moment of its life, from its first request to the upgrade and
 // beyond.
 func TestFastReloadsLeaveNoGhosts_G5(t *testing.T) {
+	takesLong(t)
 	t.Parallel()
 	s, c, room := startSite(t, realRedis(t)), startBrowser(t), uniqueRoom(t)
 	c.open("witness", s.url(1), room, "websocket")

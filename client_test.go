@@ -178,6 +178,7 @@ func patchTo(n int) command { return command{"patchState": command{"n": n}} }
 // TestTheRealClientOnEveryTransport has traffic in both directions from the first moment, so also while an upgrade is under
 // way.
 func TestTheRealClientOnEveryTransport(t *testing.T) {
+	takesLong(t)
 	t.Parallel()
 	s := startSite(t, realRedis(t))
 	for name, transports := range map[string][]string{
@@ -210,6 +211,7 @@ func TestTheRealClientOnEveryTransport(t *testing.T) {
 }
 
 func TestTheRealClientComesBack(t *testing.T) {
+	takesLong(t)
 	t.Parallel()
 	s := startSite(t, realRedis(t))
 	c, room := startClients(t), uniqueRoom(t)
@@ -240,6 +242,7 @@ func TestTheRealClientComesBack(t *testing.T) {
 
 // TestEveryChangeIsSeenOnce_G1 lets clients on two nodes join, change, leave and vanish.
 func TestEveryChangeIsSeenOnce_G1(t *testing.T) {
+	takesLong(t)
 	for name, start := range map[string]func(testing.TB) backend{"redis": realRedis, "cluster": redisCluster} {
 		t.Run(name, func(t *testing.T) {
 			s, room := startSite(t, start(t)), uniqueRoom(t)
@@ -275,6 +278,7 @@ func TestEveryChangeIsSeenOnce_G1(t *testing.T) {
 
 // TestAFloodOfChangesIsSeenOnce_G1 counts what 30 clients on two nodes get.
 func TestAFloodOfChangesIsSeenOnce_G1(t *testing.T) {
+	takesLong(t)
 	const clients, changes = 30, 2000
 	s := startSite(t, realRedis(t))
 	flood := nodeScript(t, "flood.mjs", uniqueRoom(t), fmt.Sprint(clients), fmt.Sprint(changes), s.url(0), s.url(1))

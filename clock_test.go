@@ -46,6 +46,7 @@ func redisWithClock(t *testing.T) (p *redisProcess, set func(offset time.Duratio
 // TestRedisClockIsSet_G5 sets Redis' clock by a minute, many lookbacks, to and fro. No member is lost, and a silent one goes
 // within two TTLs of its last heartbeat or of the moment when the nodes have noticed.
 func TestRedisClockIsSet_G5(t *testing.T) {
+	takesLong(t)
 	t.Parallel()
 	const ttl, lookback = 2 * time.Second, 4 * time.Second
 	server, set := redisWithClock(t)

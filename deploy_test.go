@@ -33,6 +33,7 @@ import (
 // TestTheDockerfileBuildsAStaticBinary does by hand what Docker does: it copies what is to be copied, and runs the command
 // that builds.
 func TestTheDockerfileBuildsAStaticBinary(t *testing.T) {
+	takesLong(t)
 	t.Parallel()
 	text, dir := readText(t, "deploy/Dockerfile"), t.TempDir()
 	stage, _, _ := strings.Cut(text, "FROM scratch")
@@ -277,6 +278,7 @@ func (p *proxy) keepsBack(t *testing.T, paths ...string) {
 // TestNginxInFrontOfTwoNodes has polling clients whose requests have to stay with one node, and WebSockets, plain and with
 // TLS; then a node dies.
 func TestNginxInFrontOfTwoNodes(t *testing.T) {
+	takesLong(t)
 	t.Parallel()
 	if runtime.GOOS != "linux" {
 		t.Skip("only Linux has many addresses for itself")

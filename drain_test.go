@@ -34,6 +34,7 @@ func (c *closings) add(d time.Duration) {
 
 // TestADrainGoesInStages: /readyz first and nothing else, then no handshakes and no joins, and one connection after the other.
 func TestADrainGoesInStages(t *testing.T) {
+	takesLong(t)
 	t.Parallel()
 	const wait, over, clients = 3 * time.Second, 3 * time.Second, 29
 	b := miniRedis(t)
@@ -117,6 +118,7 @@ func (o *observer) untilClosed() {
 
 // TestAStopWhileRedisHangsForGoodEndsInTime, with the defaults, and whether or not connections are held back.
 func TestAStopWhileRedisHangsForGoodEndsInTime(t *testing.T) {
+	takesLong(t)
 	t.Parallel()
 	binary := buildBinary(t)
 	for _, grace := range []string{"0", "30000"} {
@@ -305,6 +307,7 @@ func (c restlessCrowd) settled(t *testing.T, s *Service) time.Duration {
 // TestARollingRestart restarts three nodes one after the other while 300 clients are connected. With a grace no user is told to
 // be gone at any time; without one, nobody stays who is not there.
 func TestARollingRestart_G5(t *testing.T) {
+	takesLong(t)
 	t.Parallel()
 	const nodes, clients, rooms = 3, 300, 10
 	binary := buildBinary(t)
@@ -445,6 +448,7 @@ func balance(t *testing.T, addrs []string) (url string) {
 
 // TestTheRealClientIsHandedOver has clients of socket.io-client come back by themselves to whichever node is there.
 func TestTheRealClientIsHandedOver(t *testing.T) {
+	takesLong(t)
 	t.Parallel()
 	const clients = 10
 	b, room := realRedis(t), uniqueRoom(t)

@@ -12,10 +12,8 @@ import (
 var embeddable = []string{"presence.go", "presence_legible.go", "presence_scripts.go", "presence_torn.go", "reaper.go", "reaper_contact.go", "reaper_nodes.go", "bridge.go", "background.go", "keys.go", "types.go", "types_fields.go", "types_json.go", "types_merge.go", "types_payload.go", "lua"}
 
 func TestTheEmbeddableFilesAreAProgramOfTheirOwnWithTheRedisClientOnly(t *testing.T) {
+	takesLong(t)
 	t.Parallel()
-	if testing.Short() {
-		t.Skip("builds a program")
-	}
 	dir := t.TempDir()
 	for _, name := range embeddable {
 		copyInto(t, dir, name, name)

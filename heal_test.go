@@ -126,6 +126,7 @@ func assertIndexed(t *testing.T, n *node, c *audience) {
 
 // TestTenThousandMembersComeBack_G8 has one node put ten thousand members back, while a client's requests go on.
 func TestTenThousandMembersComeBack_G8(t *testing.T) {
+	takesLong(t)
 	const members, perRoom = 10_000, 10
 	server := spawnRedis(t)
 	b := backend{url: server.url, real: true}
@@ -194,6 +195,7 @@ func (n *node) settle(t *testing.T, room, conn string) {
 
 // TestWhoLeftDuringALossOfDataIsToldInTime_G3 has a client vanish while Redis is away, which then comes back empty.
 func TestWhoLeftDuringALossOfDataIsToldInTime_G3(t *testing.T) {
+	takesLong(t)
 	t.Parallel()
 	server := spawnRedis(t)
 	b := backend{url: server.url, real: true}
@@ -222,6 +224,7 @@ func TestWhoLeftDuringALossOfDataIsToldInTime_G3(t *testing.T) {
 
 // TestProcessesRecoverFromLostSubscriptions_G3 cuts the subscriptions of two processes of the program again and again under load.
 func TestProcessesRecoverFromLostSubscriptions_G3(t *testing.T) {
+	takesLong(t)
 	t.Parallel()
 	const cuts = 40
 	server := spawnRedis(t)
@@ -281,6 +284,7 @@ func (c *testCluster) withReplicas(t *testing.T) {
 
 // TestAMasterOfAClusterDies_G3_G8 kills the master of a room under load.
 func TestAMasterOfAClusterDies_G3_G8(t *testing.T) {
+	takesLong(t)
 	t.Parallel()
 	needRedis(t)
 	cluster, err := startCluster()

@@ -18,6 +18,7 @@ import (
 
 // TestTheClientHelperByItself runs its tests against a socket that is none.
 func TestTheClientHelperByItself(t *testing.T) {
+	takesLong(t)
 	t.Parallel()
 	needNode(t)
 	out, err := exec.CommandContext(t.Context(), "node", filepath.Join("testdata", "node", "presence.test.mjs")).CombinedOutput()
@@ -167,6 +168,7 @@ func (s *helperSite) assertNothingWrong() {
 // TestTheClientHelperStaysInItsRooms: it loses its connection, its node, Redis and its time, and comes back each time with
 // what was patched meanwhile; views end as the room is (G3, G8).
 func TestTheClientHelperStaysInItsRooms_G3_G8(t *testing.T) {
+	takesLong(t)
 	t.Parallel()
 	s := startHelperSite(t, nodeScript(t, "rooms.mjs"))
 	room, other := uniqueRoom(t), uniqueRoom(t)
@@ -326,6 +328,7 @@ func TestTheClientHelperFoldsAndWatches_G3(t *testing.T) {
 // TestNoStateBreaksAConnection: each state that cannot be sent is one error. Nobody sees the member leave, or come back; its other
 // rooms and its heartbeats go on.
 func TestNoStateBreaksAConnection(t *testing.T) {
+	takesLong(t)
 	t.Parallel()
 	s := startHelperSite(t, nodeScript(t, "rooms.mjs"))
 	room, other := uniqueRoom(t), uniqueRoom(t)
@@ -367,6 +370,7 @@ func TestNoStateBreaksAConnection(t *testing.T) {
 
 // TestATokenThatRanOutWhileOffline: the client helper says so, and comes back with the token that it is given then.
 func TestATokenThatRanOutWhileOffline(t *testing.T) {
+	takesLong(t)
 	t.Parallel()
 	s, room := startHelperSite(t, nodeScript(t, "rooms.mjs"), "PRESENCE_JWT_SECRET="+testSecret), uniqueRoom(t)
 	token := func(more jwt.MapClaims) { s.do("ann", "token", command{"token": hs256.token(more)}) }

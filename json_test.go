@@ -368,6 +368,7 @@ var hostile = []struct {
 
 // TestHostileJSON would overflow the stack by recursion, and take minutes by quadratic work.
 func TestHostileJSON(t *testing.T) {
+	takesLong(t)
 	const bound = time.Minute // far above what is needed under the race detector on a busy machine
 	for _, tt := range hostile {
 		t.Run(tt.name, func(t *testing.T) {

@@ -41,6 +41,7 @@ func fillRoom(t testing.TB, rdb redis.UniversalClient, room string, members int)
 // A room of 100,000 is joined with a page of it. No step holds Redis for 5 ms, the replica takes at most 400 bytes for each
 // member, and events of other rooms go on while it is loaded.
 func TestARoomOfAHundredThousand(t *testing.T) {
+	takesLong(t)
 	const members = 100_000
 	server := spawnRedis(t, "--slowlog-log-slower-than", "5000", "--slowlog-max-len", "1000")
 	rdb := backend{url: server.url}.open(t)

@@ -191,6 +191,7 @@ func count(t *testing.T, next []int, packet string) {
 
 // 20,000 connections come and go: nothing of them is left.
 func TestChurn(t *testing.T) {
+	takesLong(t)
 	s := startSockets(t, &testApp{forget: true})
 	wave := func(n int) {
 		crowd(n, func(i int) {
@@ -303,6 +304,7 @@ func TestT15NoTimerOutlivesAShortSession(t *testing.T) {
 
 // T16: the memory of a polling session that has ended is free.
 func TestT16PollingSessionsAreFreed(t *testing.T) {
+	takesLong(t)
 	s := startSockets(t, &testApp{forget: true})
 	const sessions = 2000
 	wave := func() uint64 {

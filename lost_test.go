@@ -63,6 +63,7 @@ func (u *user) leaves(reason Reason) map[string]int {
 // TestAThousandConnectionsOfAKilledNode_G5 kills a node with SIGKILL. On each other node its connections leave once each,
 // within the lease, the reaper's interval and 2 s.
 func TestAThousandConnectionsOfAKilledNode_G5(t *testing.T) {
+	takesLong(t)
 	t.Parallel()
 	const members, rooms = 1000, 10
 	all, unique, started := startNodes(t, 3), uniqueRoom(t), time.Now()
@@ -115,6 +116,7 @@ func TestAThousandConnectionsOfAKilledNode_G5(t *testing.T) {
 // members back, and none that a kick, a newer join or the end of its socket has ended. Then it is killed: under its new name
 // its members are found again.
 func TestAStoppedNodeComesBack_G4_G5_G8(t *testing.T) {
+	takesLong(t)
 	t.Parallel()
 	const members = 100
 	all, room, started := startNodes(t, 2, "PRESENCE_API_KEY=the-key"), uniqueRoom(t), time.Now()

@@ -427,6 +427,7 @@ func TestNodesRecoverFromLostSubscriptions_G1_G2_G3(t *testing.T) {
 }
 
 func TestNodesRecoverFromLostMessages_G1_G2_G3(t *testing.T) {
+	takesLong(t)
 	eachWire(t, func(t *testing.T, w wire) {
 		l := startLoad(t, w, false, 3, 12)
 		for _, n := range l.nodes {

@@ -101,6 +101,7 @@ func (w *watching) wantTold(user string, want ...bool) {
 }
 
 func TestWatchingUsersAcrossRoomsAndNodes(t *testing.T) {
+	takesLong(t)
 	t.Parallel()
 	eachWire(t, func(t *testing.T, w wire) {
 		settings := []string{fmt.Sprintf("PRESENCE_SHARDED_PUBSUB=%t", w.sharded)}
@@ -220,6 +221,7 @@ func TestWatchedUsersOverFaults_G8(t *testing.T) {
 
 // The bound is that of a member of a lost node, and 2 s for telling.
 func TestUsersOfAKilledNodeAreOffline(t *testing.T) {
+	takesLong(t)
 	t.Parallel()
 	all, started := startNodes(t, 2), time.Now()
 	dialUser(t, all.nodes[0].address()).join("r", "ann", "{}")
@@ -240,6 +242,7 @@ func TestUsersOfAKilledNodeAreOffline(t *testing.T) {
 
 // A user whose connection joins again as another user is told of in time, like one who left.
 func TestAReplacedUserIsToldOfInTime(t *testing.T) {
+	takesLong(t)
 	eachWire(t, func(t *testing.T, w wire) {
 		settings := []string{fmt.Sprintf("PRESENCE_SHARDED_PUBSUB=%t", w.sharded)}
 		near, far, room := startNodeFor(t, w.backend, settings...), startNodeFor(t, w.backend, settings...), uniqueRoom(t)

@@ -115,6 +115,7 @@ func (u *user) unavailableInTime(event, payload string) {
 }
 
 func TestWithoutRedisEveryRequestIsAnswered(t *testing.T) {
+	takesLong(t)
 	for name, what := range map[string]trouble{"refusing": refuse, "hanging": hang} {
 		t.Run(name, func(t *testing.T) {
 			rdb, n := startTroubled(t, miniRedis(t))
@@ -164,6 +165,7 @@ func TestAJoinOfUnknownOutcomeIsTakenBack_G5(t *testing.T) {
 
 // TestARepeatedJoinOfUnknownOutcomeStays_G5: what is owed for the first try must not take the second one along.
 func TestARepeatedJoinOfUnknownOutcomeStays_G5(t *testing.T) {
+	takesLong(t)
 	eachBackend(t, func(t *testing.T, b backend) {
 		rdb, n := startTroubled(t, b)
 		room := uniqueRoom(t)
@@ -344,6 +346,7 @@ func TestAPatchOfUnknownOutcomeIsNotLost(t *testing.T) {
 
 // TestAStoppedRedis hangs a real server under requests of all kinds.
 func TestAStoppedRedis(t *testing.T) {
+	takesLong(t)
 	server := spawnRedis(t)
 	n := startNodeFor(t, backend{url: server.url})
 	room := uniqueRoom(t)

@@ -273,6 +273,7 @@ func TestThePageShowsWhoIsThere(t *testing.T) {
 
 // TestThePageShowsStatesOfAnyKind: clients of other makes may put anything where the page has its texts.
 func TestThePageShowsStatesOfAnyKind(t *testing.T) {
+	takesLong(t)
 	t.Parallel()
 	n := startNodeFor(t, miniRedis(t))
 	p := pageUsers{browserScript(t, "page.mjs")}

@@ -290,6 +290,7 @@ func TestCallsToAHungRedisDoNotPileUp(t *testing.T) {
 
 // TestADeadMasterStopsNobodyElse also follows the rooms of a cluster to all of its masters.
 func TestADeadMasterStopsNobodyElse(t *testing.T) {
+	takesLong(t)
 	t.Parallel()
 	needRedis(t)
 	c, err := startCluster()

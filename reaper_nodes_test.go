@@ -95,6 +95,7 @@ func sluggish() []string {
 
 // TestALostNodeInALargeRoomIsRemoved_G5: in parts, by two reapers, each member once.
 func TestALostNodeInALargeRoomIsRemoved_G5(t *testing.T) {
+	takesLong(t)
 	const members, others = 20_000, 100
 	for _, stateBytes := range []int{2048, 16384} {
 		t.Run(fmt.Sprint(stateBytes), func(t *testing.T) {
@@ -170,6 +171,7 @@ func assertSizesAgree(t *testing.T, rdb redis.UniversalClient, room string, memb
 
 // TestALargeRoomIsMendedInParts_G6: whichever index is lost, while members join, leave and send heartbeats.
 func TestALargeRoomIsMendedInParts_G6(t *testing.T) {
+	takesLong(t)
 	const members = 20_000
 	p := spawnRedis(t, sluggish()...)
 	admin := backend{url: p.url}.open(t)

@@ -160,6 +160,7 @@ func masterOfKey(t *testing.T, rdb redis.UniversalClient) *redis.Client {
 
 // TestWhileRedisRefusesNobodyIsToldOfAnAnswer_G7: requests are unavailable, and all that happened meanwhile is made good.
 func TestWhileRedisRefusesNobodyIsToldOfAnAnswer_G7(t *testing.T) {
+	takesLong(t)
 	eachRefusal(t, func(t *testing.T, s *appServers, r redisRefusal) {
 		n := startWithAPI(t, backend{url: s.url})
 		room := uniqueRoom(t)

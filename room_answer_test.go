@@ -320,6 +320,7 @@ func (s twoRooms) lastSeen(ctx context.Context, room string, conns []string) ([]
 // dispatcher passes messages on. Those of a room with one member, which clients join as well, show how long a busy machine stops
 // everybody.
 func TestNobodyWaitsForAJoinOfALargeRoom(t *testing.T) {
+	takesLong(t)
 	const within = time.Millisecond
 	least, anyway := time.Duration(1<<62), time.Duration(1<<62)
 	for range 10 {

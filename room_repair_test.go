@@ -270,6 +270,7 @@ func TestAnotherNodeRepairsFirst_G3(t *testing.T) {
 // TestWhoLeftIsToldInTimeWhileOthersComeAndGo_G3 has members end unheard in a loss of data, while other clients join and leave, and the
 // members of the nodes are culled behind their backs.
 func TestWhoLeftIsToldInTimeWhileOthersComeAndGo_G3(t *testing.T) {
+	takesLong(t)
 	t.Parallel()
 	s := newRepairedRooms(t, ownRedis(t, false), 5, 50)
 	witness := s.rooms[0].observers()
