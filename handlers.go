@@ -46,6 +46,7 @@ func countFrame(b Batch) frame { return eventFrame(eventCount, append(b.appendCo
 // handlers answer the presence events of all clients of this node.
 type handlers struct {
 	workers   *workers
+	heavy     *heavyWork
 	service   *Service
 	hub       *hub
 	owed      *owed
@@ -88,7 +89,13 @@ func (h *handlers) identify(c *client, auth []byte) (*grant, *Error) {
 	if err != nil {
 		return nil, unauthorized(err.Message)
 	}
-	return h.tokens.check(cmp.Or(token, c.bearer))
+	return h.checkToken(cmp.Or(token, c.bearer))
+}
+
+// checkToken checks a signature, which is heavy work with large keys of RSA.
+func (h *handlers) checkToken(token string) (g *grant, refused *Error) {
+	h.heavy.do(func() { g, refused = h.tokens.check(token) })
+	return g, refused
 }
 
 // broadcast sends an application event to the clients of this node that are in one of the rooms, or to all if none is
@@ -259,7 +266,9 @@ func (c *connection) refusal(name string, err error) *Error {
 
 // join answers by itself when it worked: its acknowledgement has its place in the order of the room.
 func (c *connection) join(ctx context.Context, payload []byte, id ackID) ([]byte, error) {
-	p, refused := decodeJoin(payload, c.service.options.Limits, c.grant.bearer())
+	var p joinPayload
+	var refused *Error
+	c.heavy.read(len(payload), func() { p, refused = decodeJoin(payload, c.service.options.Limits, c.grant.bearer()) })
 	if refused != nil {
 		return nil, refused
 	}
@@ -372,7 +381,9 @@ func (c *connection) joinAck(id ackID, m Member, first page, whole bool) framePa
 }
 
 func (c *connection) heartbeat(ctx context.Context, payload []byte, _ ackID) ([]byte, error) {
-	p, refused := decodeHeartbeat(payload, c.service.options.Limits)
+	var p heartbeatPayload
+	var refused *Error
+	c.heavy.read(len(payload), func() { p, refused = decodeHeartbeat(payload, c.service.options.Limits) })
 	if refused != nil {
 		return nil, refused
 	}
@@ -575,7 +586,7 @@ func (c *connection) authenticate(ctx context.Context, payload []byte, _ ackID) 
 	case c.tokens == nil:
 		return nil, invalid("this server knows no tokens")
 	}
-	g, refused := c.tokens.check(token)
+	g, refused := c.checkToken(token)
 	if refused != nil {
 		return nil, refused
 	}

@@ -287,6 +287,7 @@ func (n *node) wireRooms(config Config) {
 	n.workers = newWorkers()
 	n.handlers = &handlers{
 		workers:  n.workers,
+		heavy:    newHeavyWork(),
 		service:  n.service,
 		hub:      n.hub,
 		owed:     n.owed,
