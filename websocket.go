@@ -219,7 +219,9 @@ func (x *webSocket) receive() ([]byte, error) {
 		case ws.OpText:
 			return payload, nil
 		case ws.OpPing:
-			x.send(controlFrame(ws.OpPong, payload))
+			if !x.in.pingFollows() {
+				x.send(controlFrame(ws.OpPong, payload))
+			}
 		case ws.OpClose:
 			return nil, closeReply(payload)
 		}
@@ -346,6 +348,12 @@ func (r *frameReader) fragment(h ws.Header) ([]byte, error) {
 	message := r.message
 	r.message, r.parts, r.state = nil, 0, r.state.Clear(ws.StateFragmented)
 	return message, nil
+}
+
+// pingFollows tells whether another ping has come in whole. Only the last one needs a pong (RFC 6455, section 5.5.3).
+func (r *frameReader) pingFollows() bool {
+	head, _ := r.in.Peek(min(2, r.in.Buffered()))
+	return len(head) == 2 && head[0] == 0x80|byte(ws.OpPing) && r.in.Buffered() >= ws.MinHeaderSize+4+int(head[1]&0x7f)
 }
 
 // small unmasks a payload where it lies, in the read buffer.

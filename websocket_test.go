@@ -547,6 +547,18 @@ func TestViolationsCloseWithTheirStatus(t *testing.T) {
 	if op, p, err := x.next(); op != ws.OpPong || p != "are you there" || err != nil {
 		t.Errorf("ping answered with %d %q %v", op, p, err)
 	}
+	var pings []byte
+	for i := range 20 {
+		pings = append(pings, masked(true, ws.OpPing, fmt.Sprintf("%02d", i))...)
+	}
+	x.raw(pings[:len(pings)-1])
+	if op, p, err := x.next(); op != ws.OpPong || p != "18" || err != nil {
+		t.Errorf("19 pings that came together are answered with %d %q %v first", op, p, err)
+	}
+	x.raw(pings[len(pings)-1:])
+	if op, p, err := x.next(); op != ws.OpPong || p != "19" || err != nil {
+		t.Errorf("the last ping is answered with %d %q %v", op, p, err)
+	}
 	other.send(`421["alive"]`)
 	other.want(`431[null]`)
 }
