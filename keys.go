@@ -58,14 +58,16 @@ func (k roomKeys) members() string { return k.prefix + "members" }
 // lastSeen is a sorted set: connection id → milliseconds of its last heartbeat. It lives as long as the room has members.
 func (k roomKeys) lastSeen() string { return k.prefix + "last_seen" }
 
-// revision is a string: the room's revision and epoch counter. It expires an hour after the room emptied.
+// revision is a string: the room's revision and epoch counter. After the room emptied it is kept for as long as it has lived by
+// then, at least leastCounterLife and at most an hour.
 func (k roomKeys) revision() string { return k.prefix + "rev" }
 
 // conns is a set of connection ids. It lives as long as the room has members.
 func (k roomKeys) conns() string { return k.prefix + "conns" }
 
 // origin is a string: the revision with which the room's counter began, or went on after it had lost some. Who reads the room
-// learns from it that data were lost, though the counter rose. It expires an hour after that.
+// learns from it that data were lost, though the counter rose. It expires an hour after that, or after the room was last empty. In an
+// empty room it expires with the counter.
 func (k roomKeys) origin() string { return k.prefix + "origin" }
 
 // held is a sorted set, all scores 0: user and connection of those that are held back after a broken connection. It may name

@@ -47,7 +47,7 @@ var mutants = []mutant{
 	{"who is held back counts for a full room", "lua/join.lua", "redis.call('HLEN', META) - #held >=", "redis.call('HLEN', META) >=", aboutGrace},
 	{"a hold is over at once", "lua/hold.lua", "local seen = now + hold - lookback", "local seen = now - lookback", aboutGrace},
 
-	{"a message is applied that does not follow", "room.go", "case r.replica.precedes(m):\n\t\tr.apply(m.Event)\n\tcase m.Rev <= r.replica.stored:", "case r.replica.precedes(m) || MUTANT:\n\t\tr.apply(m.Event)\n\tcase m.Rev <= r.replica.stored:", 0},
+	{"a message is applied that does not follow", "room.go", "case r.replica.precedes(m), r.beginsAnew(m):\n\t\tr.apply(m.Event)\n\tcase m.Rev <= r.replica.stored:", "case r.replica.precedes(m) || r.beginsAnew(m) || MUTANT:\n\t\tr.apply(m.Event)\n\tcase m.Rev <= r.replica.stored:", 0},
 	{"a read takes the place of events on their way", "room.go", "case overtaken || onTheirWay && found.first == nil:", "case !MUTANT && (overtaken || onTheirWay && found.first == nil):", 0},
 	{"a join is answered before its revision is there", "room.go", "if w.rev > r.replica.rev {\n\t\t\trest =", "if w.rev > r.replica.rev && !MUTANT {\n\t\t\trest =", 0},
 	{"who joined hears nothing", "room.go", "case w.to != nil:", "case w.to != nil && !MUTANT:", 0},

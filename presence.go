@@ -634,7 +634,7 @@ func (s *Service) readPart(ctx context.Context, room, cursor string, step int) (
 // lossSigns are what the store tells of a room, by which a later reading knows that data were lost in between.
 type lossSigns struct {
 	server string // the process of Redis that answered; "" if it does not tell
-	origin int64  // the revision with which the room's counter began, or went on after a loss; 0 = it began over an hour ago
+	origin int64  // the revision with which the room's counter began, or went on after a loss; 0 = over an hour ago, or not known
 	torn   bool   // the indices of the room disagree: some of them are lost
 }
 

@@ -698,7 +698,7 @@ func (r *room) receive(m message) {
 	switch {
 	case r.reading:
 		r.keep(m)
-	case r.replica.precedes(m):
+	case r.replica.precedes(m), r.beginsAnew(m):
 		r.apply(m.Event)
 	case m.Rev <= r.replica.stored:
 		r.overtake(m)
@@ -991,7 +991,7 @@ func (r *room) hastenKicked(found comparison) {
 func (r *room) applyPending() bool {
 	for i, m := range r.pending {
 		switch {
-		case r.replica.precedes(m):
+		case r.replica.precedes(m), r.beginsAnew(m):
 			r.apply(m.Event)
 		case m.Rev > r.replica.stored:
 			r.pending = r.pending[i:]

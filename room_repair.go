@@ -69,6 +69,9 @@ func (r *room) ownMembers() (list []ownMember) {
 // examine looks in what was read for signs that Redis has lost data of the room. Those members of this node are perhaps missing.
 // r.mu is held.
 func (r *room) examine(s Snapshot, missing []string) {
+	if r.foundExpired(s) {
+		r.beginAnew()
+	}
 	had, before := r.replica.stored, r.repair.signs
 	r.repair.signs = s.loss
 	r.repair.signs.server = cmp.Or(s.loss.server, before.server)

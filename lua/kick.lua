@@ -17,6 +17,6 @@ redis.call('DEL', hash)
 redis.call('SET', fence, m.epoch, 'PX', fence_ttl)
 local user_conns = release_user(m.user)
 redis.call('HDEL', META, conn)
-if redis.call('HLEN', META) == 0 then redis.call('PEXPIRE', REV, EMPTY_ROOM_TTL) end
+if redis.call('HLEN', META) == 0 then expire_counter(rev, now) end
 publish(prev, rev, now, user_conns, 'leave', conn, m, 'kicked')
 return { 'ok', m.user, m.epoch }

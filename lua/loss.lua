@@ -1,11 +1,5 @@
 -- For scripts that tell the readers of a room whether it has lost data, after room.lua.
 
--- The revision with which the room's counter began, or went on after it had lost some; '0' if that was long ago.
-local function stored_origin()
-  local stored = redis.pcall('GET', ORIGIN) -- a table if it is of another type
-  return type(stored) == 'string' and tonumber(stored) and stored or '0'
-end
-
 -- 1 = the indices of the room disagree, so that some of them are lost; 0 = they agree.
 local function torn()
   local metas, users = redis.call('HLEN', META), redis.call('HLEN', MEMBERS)

@@ -58,7 +58,7 @@ local function finish()
   redis.call('DEL', REV)
   redis.call('SET', REV, counter)
   redis.call('SET', ORIGIN, digits(now_ms()), 'PX', ORIGIN_TTL) -- members may be lost with a key of another type
-  if redis.call('HLEN', META) == 0 then redis.call('PEXPIRE', REV, EMPTY_ROOM_TTL) end
+  if redis.call('HLEN', META) == 0 then expire_counter(counter, now_ms()) end
 end
 
 local mending = redis.call('TYPE', REV).ok == 'hash' and redis.call('HGET', REV, 'mends')

@@ -57,6 +57,6 @@ for i = FIRST, #ARGV, 2 do
 end
 if not rev then return { stored_revision() } end
 if removed[5] then redis.call('SET', REV, rev) end
-if redis.call('HLEN', META) == 0 then redis.call('PEXPIRE', REV, EMPTY_ROOM_TTL) end
+if redis.call('HLEN', META) == 0 then expire_counter(rev, now) end
 table.insert(removed, 1, rev)
 return removed

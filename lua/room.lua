@@ -23,8 +23,9 @@ function enter()
 end
 
 local HELD = '-' -- the node of a connection that is held back
-local EMPTY_ROOM_TTL = 3600000 -- ms that the counter of an empty room is kept
-local ORIGIN_TTL = '3600000' -- ms that it is kept where the counter began
+local EMPTY_ROOM_TTL = 3600000 -- ms that the counter of an empty room is kept at most
+local LEAST_EMPTY_ROOM_TTL = 60000 -- and at least; leastCounterLife in Go is the same
+local ORIGIN_TTL = '3600000' -- ms that it is kept where the counter began, from when a room is no longer empty
 local META_PATTERN = '^{"epoch":(%d+),"rev":(%d+),"node":"([^"]*)","userLen":(%d+),"userId":()'
 
 -- The text behind a JSON literal in which only quote and backslash are escaped.
@@ -88,6 +89,7 @@ end
 --
 -- A counter that is missing or spoilt, below what the caller knows, or kept for ever though the room is empty shows that data were lost,
 -- or that the room is new. The key origin tells the readers of the room, who otherwise see no more than a counter that rose.
+-- A room that empties shortens the life of origin (see expire_counter), so a room that fills again restores it.
 local function advance(now, empty)
   local prev, lost
   if empty then
@@ -100,8 +102,32 @@ local function advance(now, empty)
   prev = revision(prev)
   local rev = next_revision(prev, now)
   if rev ~= now then redis.call('SET', REV, rev) end
-  if lost or prev == '0' or tonumber(KNOWN) > tonumber(prev) then redis.call('SET', ORIGIN, rev, 'PX', ORIGIN_TTL) end
+  if lost or prev == '0' or tonumber(KNOWN) > tonumber(prev) then
+    redis.call('SET', ORIGIN, rev, 'PX', ORIGIN_TTL)
+  elseif empty then
+    redis.call('PEXPIRE', ORIGIN, ORIGIN_TTL)
+  end
   return prev, rev
+end
+
+-- The revision with which the room's counter began, or went on after it had lost some; '0' if that was long ago.
+local function stored_origin()
+  local stored = redis.pcall('GET', ORIGIN) -- a table if it is of another type
+  return type(stored) == 'string' and tonumber(stored) and stored or '0'
+end
+
+-- Lets the counter of a room that has emptied expire, and origin with it: after as long as the counter has lived, within the
+-- limits above. A room that lived shortly so leaves its counter behind for a short time only. Where origin is gone, the
+-- counter has lived for longer than the upper limit.
+--
+-- The counter stays until the clock is LEAST_EMPTY_ROOM_TTL past rev, also where rev is ahead of the clock. A counter that
+-- begins anew, at the clock, is therefore above the old one. The readers of the room rely on this distance: see room_expired.go.
+local function expire_counter(rev, now)
+  local age = now - revision(stored_origin())
+  local ahead = math.max(0, rev - now)
+  local life = digits(math.min(EMPTY_ROOM_TTL, ahead + math.max(LEAST_EMPTY_ROOM_TTL, age)))
+  redis.call('PEXPIRE', REV, life)
+  redis.call('PEXPIRE', ORIGIN, life)
 end
 
 -- Writes all of a connection but its user's count and conn_meta. In the hash, what a heartbeat reads and writes is first, because Redis looks for it from
