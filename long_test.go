@@ -9,7 +9,10 @@ import (
 // touched by shorter tests as well.
 func takesLong(t *testing.T) {
 	t.Helper()
-	if os.Getenv("PRESENCE_TEST_LONG") == "" {
+	if !allTests() {
 		t.Skip("takes long: set PRESENCE_TEST_LONG=1 to run it")
 	}
 }
+
+// allTests tells whether tests that take long are wanted as well.
+func allTests() bool { return os.Getenv("PRESENCE_TEST_LONG") != "" }

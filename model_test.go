@@ -21,8 +21,7 @@ import (
 var (
 	modelSeed      = flag.Uint64("seed", 0, "run the one schedule of the model with this seed, and tell its steps")
 	modelAbout     = flag.Uint("about", 0, "concerns that every schedule of the model is about, the sum of their numbers")
-	modelSchedules = flag.Int("schedules", 0, "how many schedules the model runs, chosen anew each time; 0 = the same ones every time")
-	modelLong      = flag.Bool("long", false, "the model runs 2,500 schedules instead of 300, with the race detector a tenth of that, and kills its mutants")
+	modelSchedules = flag.Int("schedules", 0, "how many schedules the model runs, chosen anew each time; 0 = the same 300 every time, 2,500 with PRESENCE_TEST_LONG; with the race detector a tenth of that")
 )
 
 // The settings of the model. Its time is virtual.
@@ -280,7 +279,7 @@ func TestModel_G1_G2_G3_G4_G5_G6_G7_G8(t *testing.T) {
 		return
 	}
 	base, schedules := uint64(1), int64(cmp.Or(*modelSchedules, 300))
-	if *modelLong {
+	if allTests() {
 		schedules = 2_500
 	}
 	if *modelSchedules != 0 {

@@ -116,9 +116,7 @@ func (u mutant) kill(t *testing.T, runners []*modelRunner) {
 }
 
 func TestModelKillsMutantsOfTheScripts(t *testing.T) {
-	if !*modelLong {
-		t.Skip("it takes long: use -long")
-	}
+	takesLong(t)
 	runners := startRunners(t)
 	for _, u := range mutants {
 		if !u.script() {
@@ -136,9 +134,7 @@ func TestModelKillsMutantsOfTheScripts(t *testing.T) {
 // TestModelKillsMutantsOfTheProgram builds this test once more, with the mutants in it, and runs the next one there.
 func TestModelKillsMutantsOfTheProgram(t *testing.T) {
 	t.Parallel()
-	if !*modelLong {
-		t.Skip("it takes long: use -long")
-	}
+	takesLong(t)
 	needRedis(t)
 	dir := t.TempDir()
 	overlay := struct{ Replace map[string]string }{map[string]string{}}
