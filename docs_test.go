@@ -2,11 +2,8 @@ package main
 
 import (
 	"cmp"
-	"errors"
-	"fmt"
 	"go/ast"
 	"maps"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -15,11 +12,10 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"testing"
 )
 
-func TestTheTablesOfTheREADMEAndDocsAreThoseOfTheCode(t *testing.T) {
+func TestREADMEAndDocsTablesAreThoseOfTheCode(t *testing.T) {
 	files := sources(t)
 	maps.DeleteFunc(files, func(name string, _ *ast.File) bool { return isTest(name) })
 	requests, pushes := eventNames(t, files)
@@ -62,8 +58,8 @@ func TestTheTablesOfTheREADMEAndDocsAreThoseOfTheCode(t *testing.T) {
 	}
 }
 
-// TestTheREADMEIsShort also looks whether the settings that it names are there.
-func TestTheREADMEIsShort(t *testing.T) {
+// TestREADMEIsShort also looks whether the settings that it names are there.
+func TestREADMEIsShort(t *testing.T) {
 	const most = 12 << 10
 	if size := len(readText(t, "README.md")); size > most {
 		t.Errorf("README.md has %d bytes, %d at most: move details to docs/", size, most)
@@ -77,7 +73,7 @@ func TestTheREADMEIsShort(t *testing.T) {
 	}
 }
 
-func TestTheREADMENamesEveryModuleOfTheProgram(t *testing.T) {
+func TestREADMENamesEveryModuleOfTheProgram(t *testing.T) {
 	text := section(t, "Dependencies")
 	for _, module := range usedModules(t) {
 		if !strings.Contains(text, "`"+module+"`") {
@@ -86,8 +82,8 @@ func TestTheREADMENamesEveryModuleOfTheProgram(t *testing.T) {
 	}
 }
 
-// TestThePublishedUserMayDoWhatTheProgramDoesAndNoMore compares with the scripts, and with what is called apart from them.
-func TestThePublishedUserMayDoWhatTheProgramDoesAndNoMore(t *testing.T) {
+// TestREADMEAndDocsPublishTheRedisUserThatTheProgramNeeds compares with the scripts, and with what is called apart from them.
+func TestREADMEAndDocsPublishTheRedisUserThatTheProgramNeeds(t *testing.T) {
 	want := strings.Fields("asking cluster|slots eval evalsha exists hello hget info ping publish psubscribe punsubscribe select " +
 		"spublish ssubscribe subscribe sunsubscribe unsubscribe zscan persist")
 	for _, name := range luaNames(t) {
@@ -109,7 +105,7 @@ func TestThePublishedUserMayDoWhatTheProgramDoesAndNoMore(t *testing.T) {
 	}
 }
 
-func TestTheREADMEEmbedsWhatTheEmbeddingTestBuilds(t *testing.T) {
+func TestREADMEAndDocsEmbedWhatTheEmbeddingTestBuilds(t *testing.T) {
 	text := section(t, "Embedding")
 	list, _, _ := strings.Cut(text, "into its main package")
 	var named []string
@@ -124,8 +120,8 @@ func TestTheREADMEEmbedsWhatTheEmbeddingTestBuilds(t *testing.T) {
 	}
 }
 
-// TestLinksInREADMEAndDocsLead follows those to files of the project and to headings in them.
-func TestLinksInREADMEAndDocsLead(t *testing.T) {
+// TestREADMEAndDocsLinksLeadSomewhere follows those to files of the project and to headings in them.
+func TestREADMEAndDocsLinksLeadSomewhere(t *testing.T) {
 	documents := documents()
 	for name, text := range documents {
 		for _, link := range regexp.MustCompile(`\]\(([^)]*)\)`).FindAllStringSubmatch(text, -1) {
@@ -147,7 +143,7 @@ func TestLinksInREADMEAndDocsLead(t *testing.T) {
 	}
 }
 
-func TestDocsREADMETroubleshootingHasLinesOfTheLog(t *testing.T) {
+func TestREADMEAndDocsExplainLinesThatAreLogged(t *testing.T) {
 	logged := map[string]bool{}
 	for name, file := range sources(t) {
 		if !isTest(name) {
@@ -186,8 +182,8 @@ func collectLogged(n ast.Node, logged map[string]bool) bool {
 	return true
 }
 
-// TestDocsREADMENameWhatTheCodeHas checks the places that docs/code.md gives, and the names of tests anywhere.
-func TestDocsREADMENameWhatTheCodeHas(t *testing.T) {
+// TestREADMEAndDocsNameWhatTheCodeHas checks the places that docs/code.md gives, and the names of tests anywhere.
+func TestREADMEAndDocsNameWhatTheCodeHas(t *testing.T) {
 	rules, locks := table(section(t, "Where the rules are"), "rule"), table(section(t, "Locks"), "lock")
 	if len(rules) == 0 || len(locks) == 0 {
 		t.Fatal("a table is missing")
@@ -237,109 +233,6 @@ func anchors(text string) (unique []string) {
 		}
 	}
 	return unique
-}
-
-// timersCounted goes in front of the README's client and tells how many of its timers run.
-const timersCounted = `
-const live = new Set(), { setInterval: start, clearInterval: end } = globalThis;
-globalThis.setInterval = (...args) => { const timer = start(...args); live.add(timer); console.log("timers", live.size); return timer; };
-globalThis.clearInterval = (timer) => { live.delete(timer); end(timer); };
-`
-
-// applicationEvents goes behind it.
-const applicationEvents = `
-socket.onAny((name, ...args) => name.startsWith("presence:") || console.log("application", JSON.stringify([name, ...args])));
-`
-
-// TestTheREADMEsScriptsWork runs its client against a node, has it lose its connection, and sends it what its emitter sends.
-func TestTheREADMEsScriptsWork(t *testing.T) {
-	b := miniRedis(t)
-	config, _, errs := loadConfig([]string{"PORT=0", "REDIS_URL=" + b.url})
-	if len(errs) > 0 {
-		t.Fatal(errs)
-	}
-	n, err := startNode(config, testLogger(t))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(n.stop)
-	port := n.listener.Addr().(*net.TCPAddr).Port
-	member := replaceOnce(t, codeBlock(t, section(t, "A client"), "js"), "localhost:3000", fmt.Sprintf("127.0.0.1:%d", port))
-	member = timersCounted + replaceOnce(t, member, "10_000", "20") + applicationEvents
-	emitter := replaceOnce(t, codeBlock(t, section(t, "Application events"), "js"), "redis://localhost:6379", b.url)
-
-	w := nodeScript(t, helperScript(t, section(t, "Watching"), port))
-	expectLines(w, "snapshot 0 complete", "u-42 is offline")
-	h := nodeScript(t, helperScript(t, section(t, "Client helper"), port))
-	expectLines(w, "u-42 is online")
-	expectLines(h, "status: joining", "snapshot  [ 'u-42' ]", "status: joined")
-	if err := h.cmd.Process.Signal(os.Interrupt); err != nil {
-		t.Fatal(err)
-	}
-	expectLines(h, "status: left")
-
-	p := nodeScript(t, savedScript(t, member))
-	expectLines(p, "timers 1", "snapshot: [", "update u-42")
-	n.sockets.each((*client).close)
-	expectLines(p, "timers 1", "snapshot: [", "update u-42")
-	nodeScript(t, savedScript(t, emitter))
-	expectLines(p, `application ["chat",{"from":"u-7","text":"hello"}]`)
-}
-
-// helperScript saves the script of a section beside the client helper, for the node on a port.
-func helperScript(t *testing.T, section string, port int) string {
-	t.Helper()
-	script := savedScript(t, replaceOnce(t, codeBlock(t, section, "js"), "localhost:3000", fmt.Sprintf("127.0.0.1:%d", port)))
-	beside := filepath.Join("testdata", "node", filepath.Dir(script), "presence.mjs")
-	if err := os.WriteFile(beside, []byte(readText(t, "web/presence.js")), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	return script
-}
-
-// TestTheREADMEsTokenIsGood runs what it shows of Node.js.
-func TestTheREADMEsTokenIsGood(t *testing.T) {
-	script := codeBlock(t, section(t, "Authentication"), "js")
-	p := nodeScript(t, savedScript(t, replaceOnce(t, script, "process.env.PRESENCE_JWT_SECRET", quoted(testSecret))))
-	g, err := newTestAuthority(t, "PRESENCE_JWT_SECRET="+testSecret).check(p.next())
-	if err != nil || g.user != "u-42" || !g.allows("room-1") || g.allows("other") {
-		t.Errorf("it allows %+v, %v", g, err)
-	}
-}
-
-// savedScript writes a script beside the packages of testdata/node and returns what nodeScript wants.
-func savedScript(t *testing.T, text string) string {
-	t.Helper()
-	packages, err := filepath.Abs(filepath.Join("testdata", "node"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	dir := t.TempDir()
-	script := filepath.Join(dir, "script.mjs")
-	err = errors.Join(
-		os.Symlink(filepath.Join(packages, "node_modules"), filepath.Join(dir, "node_modules")),
-		os.WriteFile(script, []byte(text), 0o600))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if script, err = filepath.Rel(packages, script); err != nil {
-		t.Fatal(err)
-	}
-	return script
-}
-
-// expectLines reads what the script writes until each line that begins so has come, in this order. More than one timer is
-// a failure.
-func expectLines(p *nodeProcess, beginnings ...string) {
-	p.t.Helper()
-	for _, beginning := range beginnings {
-		for line := ""; !strings.HasPrefix(line, beginning); {
-			line = p.next()
-			if strings.HasPrefix(line, "timers") && line != "timers 1" {
-				p.t.Fatalf("the client runs %s", line)
-			}
-		}
-	}
 }
 
 // eventNames are the names of the protocol's events: those that clients send, and the others.
@@ -451,109 +344,4 @@ func usedModules(t *testing.T) []string {
 	modules := strings.Fields(string(out))
 	slices.Sort(modules)
 	return slices.Compact(modules)
-}
-
-// documents are the texts for readers, by path.
-var documents = sync.OnceValue(func() map[string]string {
-	names, _ := filepath.Glob("docs/*.md") // only a bad pattern is an error
-	texts := map[string]string{}
-	for _, name := range append(names, "README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md") {
-		if text, err := os.ReadFile(name); err == nil { // a section that is missed fails the test that wants it
-			texts[name] = string(text)
-		}
-	}
-	return texts
-})
-
-// section is what stands below a heading, which one document has once, and above the next heading.
-func section(t testing.TB, heading string) string {
-	t.Helper()
-	var found []string
-	for _, text := range documents() {
-		for _, place := range regexp.MustCompile(`(?m)^#+ `+regexp.QuoteMeta(heading)+`\n`).FindAllStringIndex(text, -1) {
-			below := text[place[1]:]
-			if next := regexp.MustCompile(`(?m)^#+ `).FindStringIndex(below); next != nil {
-				below = below[:next[0]]
-			}
-			found = append(found, below)
-		}
-	}
-	if len(found) != 1 {
-		t.Fatalf("%d headings %q in README.md and docs, want one", len(found), heading)
-	}
-	return found[0]
-}
-
-// publishedUser is the user of Redis that the documents give after ACL SETUSER: its name and its rights.
-func publishedUser() string {
-	for _, text := range documents() {
-		if _, rule, ok := strings.Cut(text, "ACL SETUSER "); ok {
-			rule, _, _ = strings.Cut(rule, "\n")
-			return rule
-		}
-	}
-	return "" // no test logs in
-}
-
-// table gives the cells, without quotes, of the table whose first column has that header.
-func table(text, header string) (rows [][]string) {
-	_, body, _ := strings.Cut(text, "\n| "+header+" |")
-	for i, line := range strings.Split(body, "\n") {
-		if i < 2 { // the rest of the header, and the rule below it
-			continue
-		}
-		if !strings.HasPrefix(line, "|") {
-			break
-		}
-		var cells []string
-		for cell := range strings.SplitSeq(strings.Trim(line, "|"), "|") {
-			cells = append(cells, strings.ReplaceAll(strings.TrimSpace(cell), "`", ""))
-		}
-		rows = append(rows, cells)
-	}
-	return rows
-}
-
-// pick joins some cells of a row.
-func pick(row []string, columns []int) string {
-	var cells []string
-	for _, column := range columns {
-		if column < len(row) {
-			cells = append(cells, row[column])
-		}
-	}
-	return strings.Join(cells, " | ")
-}
-
-// without are the lines that are not among the others.
-func without(lines, others []string) []string {
-	return slices.DeleteFunc(slices.Clone(lines), func(line string) bool { return slices.Contains(others, line) })
-}
-
-// codeBlock is the only block of that language.
-func codeBlock(t *testing.T, text, language string) string {
-	t.Helper()
-	parts := strings.Split(text, "```"+language+"\n")
-	if len(parts) != 2 {
-		t.Fatalf("%d blocks of %s, want one", len(parts)-1, language)
-	}
-	block, _, _ := strings.Cut(parts[1], "```")
-	return block
-}
-
-func replaceOnce(t *testing.T, text, what, by string) string {
-	t.Helper()
-	if n := strings.Count(text, what); n != 1 {
-		t.Fatalf("%q stands there %d times", what, n)
-	}
-	return strings.Replace(text, what, by, 1)
-}
-
-func readText(t *testing.T, name string) string {
-	t.Helper()
-	text, err := os.ReadFile(name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(text)
 }

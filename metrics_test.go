@@ -166,7 +166,7 @@ func TestEveryQueryOfTheDashboardFindsItsMetrics(t *testing.T) {
 	}
 }
 
-func TestTheREADMEExplainsEveryMetric(t *testing.T) {
+func TestREADMEAndDocsExplainEveryMetric(t *testing.T) {
 	var named []string
 	for _, row := range table(section(t, "Metrics"), "metric") {
 		named = append(named, row[0])

@@ -181,8 +181,8 @@ func (doc openAPI) violations(s apiSchema, value any, at string, told map[string
 	return wrong
 }
 
-// TestTheREADMEsRequestsWork runs the lines of its shell script.
-func TestTheREADMEsRequestsWork(t *testing.T) {
+// TestREADMEAndDocsRequestsWork runs the lines of its shell script.
+func TestREADMEAndDocsRequestsWork(t *testing.T) {
 	_, err := exec.LookPath("curl")
 	need(t, err == nil, "curl in PATH (apt-get install curl)")
 	n := startWithAPI(t, miniRedis(t))
