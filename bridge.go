@@ -163,6 +163,7 @@ type bridge struct {
 	placed  map[string]*line     // room → the line that carries it
 	lines   map[string]*line     // open lines by the address of their master, "" with classic Pub/Sub
 	changed map[string]struct{}  // rooms whose place is to be seen to
+	order   []string             // those rooms, the first to change first: who waits for the first has waited longest
 	deaf    map[string]time.Time // master whose line was lost → when that last heard its probe
 	wake    chan struct{}
 
@@ -237,12 +238,12 @@ func (b *bridge) renew() {
 	}
 	for room := range b.wanted {
 		if b.placed[room] == nil {
-			b.changed[room] = struct{}{}
+			b.noteChange(room)
 		}
 	}
 	for room := range b.placed {
 		if !b.wanted[room] {
-			b.changed[room] = struct{}{}
+			b.noteChange(room)
 		}
 	}
 	b.mu.Unlock()
@@ -262,7 +263,7 @@ func (b *bridge) want(room string, wanted bool) {
 	} else {
 		delete(b.wanted, room)
 	}
-	b.changed[room] = struct{}{}
+	b.noteChange(room)
 	b.mu.Unlock()
 	b.nudge()
 }
@@ -343,10 +344,8 @@ func (b *bridge) placeAll() bool {
 func (b *bridge) takeChanged() []string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	rooms := make([]string, 0, len(b.changed))
-	for room := range b.changed {
-		rooms = append(rooms, room)
-	}
+	rooms := b.order
+	b.order = nil
 	clear(b.changed)
 	return rooms
 }
@@ -354,7 +353,15 @@ func (b *bridge) takeChanged() []string {
 func (b *bridge) change(room string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.changed[room] = struct{}{}
+	b.noteChange(room)
+}
+
+// noteChange has the room's place seen to. b.mu is held.
+func (b *bridge) noteChange(room string) {
+	if _, noted := b.changed[room]; !noted {
+		b.changed[room] = struct{}{}
+		b.order = append(b.order, room)
+	}
 }
 
 func (b *bridge) place(room string, l *line) {
@@ -531,7 +538,7 @@ func (b *bridge) drop(l *line) {
 	for room, at := range b.placed {
 		if at == l {
 			delete(b.placed, room)
-			b.changed[room] = struct{}{}
+			b.noteChange(room)
 		}
 	}
 	b.mu.Unlock()
@@ -575,7 +582,7 @@ func (b *bridge) slotMoved(l *line, room string) {
 	moved := b.placed[room] == l
 	if moved {
 		delete(b.placed, room)
-		b.changed[room] = struct{}{}
+		b.noteChange(room)
 	}
 	b.mu.Unlock()
 	if !moved {

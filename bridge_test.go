@@ -722,3 +722,20 @@ func TestASubscriptionThatBringsNothingIsNoticed_G3(t *testing.T) {
 	rdb.mute.Store(false)
 	eventually(t, 4*lineOverdue, "ready", func() bool { return n.unready(t.Context()) == nil })
 }
+
+// Who asked first is subscribed first, so that of many who come at once some are served in time.
+func TestSubscriptionsAreMadeInTheOrderOfRequests(t *testing.T) {
+	b := &bridge{wanted: map[string]bool{}, changed: map[string]struct{}{}, wake: make(chan struct{}, 1)}
+	var want []string
+	for i := range 100 {
+		want = append(want, fmt.Sprint(i))
+		b.subscribe(want[i])
+	}
+	b.unsubscribe(want[7])
+	if got := b.takeChanged(); !slices.Equal(got, want) {
+		t.Errorf("the order is %q", got)
+	}
+	if b.subscribe("more"); !slices.Equal(b.takeChanged(), []string{"more"}) {
+		t.Error("what was taken is taken again")
+	}
+}

@@ -1,8 +1,10 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -30,6 +32,9 @@ const (
 	// Looks at users at the same time: as many as fill the round trips to Redis.
 	onlineWorkers = 2 * pipelineBatch
 
+	// Users whom one call asks about at most.
+	onlineTogether = 256
+
 	// Every user is looked at once per lookback, some in each of so many steps.
 	onlineSteps = 60
 )
@@ -41,15 +46,26 @@ const (
 	causeComing cause = 1 << iota // the index tells of a place that is new
 	causeGone                     // and of one that is no more
 	causeDoubt                    // something may have been missed
+	causeLoss                     // a lost node may not have told who left
 )
 
 // hold is how long a user has to be missing before that is told.
 func (c cause) hold() time.Duration {
-	if c&causeGone != 0 {
+	if c&(causeGone|causeLoss) != 0 {
 		return onlineGone
 	}
 	return onlineDoubt
 }
+
+// lookState is whether a user waits for a look.
+type lookState uint8
+
+const (
+	lookIdle   lookState = iota
+	lookQueued           // behind those of lookUrgent
+	lookUrgent           // queued; a request waits for the user, or there is news of it
+	lookBusy             // a worker looks
+)
 
 // onlookers tell clients of this node whether users are online: in any room, on any node. What they hear from Redis only
 // makes them look; the rooms say what is true. The cost follows the changes, and each user is looked at once per lookback
@@ -65,11 +81,11 @@ type onlookers struct {
 	mu      sync.Mutex
 	bridge  *bridge // once somebody watches a user
 	users   map[string]*watched
-	round   []*watched // all users, in the order of the audit; some may be given up
-	at      int        // the next one in the round
-	owing   int        // users that the next step looks at, in parts of one: so many onlineSteps make a user
-	queue   []*watched // are to be looked at
-	workers int        // that look at them
+	round   []*watched           // all users, in the order of the audit; some may be given up
+	at      int                  // the next one in the round
+	owing   int                  // users that the next step looks at, in parts of one: so many onlineSteps make a user
+	queues  [lookBusy][]*watched // are to be looked at, by state
+	workers int                  // that look at them
 
 	ctx  context.Context
 	stop context.CancelFunc
@@ -87,9 +103,9 @@ type watched struct {
 	server  string    // the process of Redis that had the index at the last look
 	lostAt  time.Time // when data of the user were found to be lost
 
-	causes cause         // why it is looked at; 0 = it is not
-	fresh  bool          // a cause came after the last look began
-	busy   bool          // it is in the queue, or a worker looks
+	causes cause // why it is looked at; 0 = it is not
+	fresh  bool  // a cause came after the last look began
+	state  lookState
 	since  time.Time     // when the first look for these causes began
 	wait   time.Duration // between the last look and the next one
 	next   *time.Timer   // puts it into the queue; nil if none is set
@@ -162,6 +178,7 @@ func (o *onlookers) await(ids []string) []*watched {
 
 // learn waits until each user is known.
 func (o *onlookers) learn(ctx context.Context, list []*watched) error {
+	o.lookAtNew(ctx, list)
 	for _, w := range list {
 		select {
 		case <-w.known:
@@ -170,6 +187,42 @@ func (o *onlookers) learn(ctx context.Context, list []*watched) error {
 		}
 	}
 	return nil
+}
+
+// lookAtNew asks with few calls who of the users that are not known has an index: the others are in no room. It does not wait
+// for the subscription, which has each user looked at again. After an error that look tells.
+func (o *onlookers) lookAtNew(ctx context.Context, list []*watched) {
+	for some := range slices.Chunk(o.unknown(list), onlineTogether) {
+		ids := make([]string, len(some))
+		for i, w := range some {
+			ids[i] = w.id
+		}
+		there, err := o.service.indexed(ctx, ids)
+		if err != nil {
+			return
+		}
+		o.mu.Lock() // once for all: others want it for each user
+		for i, w := range some {
+			if there[i] {
+				o.lookAt(w, causeDoubt)
+			} else {
+				o.takeOver(w, false, places{}, causeDoubt, 0)
+			}
+		}
+		o.mu.Unlock()
+	}
+}
+
+// unknown are those of the users of whom it is not known whether they are online.
+func (o *onlookers) unknown(list []*watched) (some []*watched) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, w := range list {
+		if !w.settled {
+			some = append(some, w)
+		}
+	}
+	return some
 }
 
 // unwatch ends what watch began.
@@ -206,7 +259,7 @@ func (o *onlookers) subscribed(user string) {
 func (o *onlookers) message(user, payload string) {
 	switch {
 	case user == lostNodes: // it may not have told any more who left
-		o.lookAtAll(causeGone)
+		o.lookAtAll(causeLoss)
 	case payload == "+":
 		o.look(user, causeComing)
 	case payload == "-":
@@ -334,12 +387,20 @@ func (w *watched) stop() {
 
 // enqueue has one of a few workers look at the user. o.mu is held.
 func (o *onlookers) enqueue(w *watched) {
-	if w.busy || o.ctx.Err() != nil {
+	at := lookQueued
+	if !w.settled || w.causes&(causeComing|causeGone) != 0 {
+		at = lookUrgent
+	}
+	if w.state >= at || o.ctx.Err() != nil {
 		return
 	}
-	w.busy = true
-	o.queue = append(o.queue, w)
-	if o.workers < onlineWorkers {
+	w.state = at // where it was before, it is passed over
+	o.queues[at] = append(o.queues[at], w)
+	most := onlineWorkers
+	if at == lookQueued { // nobody waits: leave Redis and the processor to who does
+		most /= 8
+	}
+	if o.workers < most {
 		o.workers++
 		o.work.Go(o.lookLoop)
 	}
@@ -364,25 +425,35 @@ func (o *onlookers) lookLoop() {
 	}
 }
 
-// nextLook takes a user from the queue, why it is looked at, and since when; nil if there is none.
+// nextLook takes a user from the queues, why it is looked at, and since when; nil if there is none.
 func (o *onlookers) nextLook() (w *watched, why cause, began time.Time) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	for len(o.queue) > 0 && o.ctx.Err() == nil {
-		w, o.queue[0] = o.queue[0], nil
-		o.queue = o.queue[1:]
-		if o.users[w.id] != w {
-			continue
-		}
-		if w.since.IsZero() {
-			w.since = time.Now()
-		}
-		w.fresh = false
-		return w, w.causes, w.since
+	if w = o.takeNext(); w == nil || o.ctx.Err() != nil {
+		o.workers--
+		return nil, 0, began
 	}
-	o.workers--
-	o.queue = nil
-	return nil, 0, began
+	if w.since.IsZero() {
+		w.since = time.Now()
+	}
+	w.state, w.fresh = lookBusy, false
+	return w, w.causes, w.since
+}
+
+// takeNext passes over users whom nobody watches any more. o.mu is held.
+func (o *onlookers) takeNext() *watched {
+	for at := lookUrgent; at > lookIdle; at-- {
+		for len(o.queues[at]) > 0 {
+			w := o.queues[at][0]
+			o.queues[at][0] = nil
+			o.queues[at] = o.queues[at][1:]
+			if o.users[w.id] == w && w.state == at {
+				return w
+			}
+		}
+		o.queues[at] = nil
+	}
+	return nil
 }
 
 // looked is told after each look whether it is clear now whether the user is online. If not, or if something new came in
@@ -390,7 +461,7 @@ func (o *onlookers) nextLook() (w *watched, why cause, began time.Time) {
 func (o *onlookers) looked(w *watched, clear bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	w.busy = false
+	w.state = lookIdle
 	switch {
 	case o.users[w.id] != w || o.ctx.Err() != nil:
 	case w.fresh:
@@ -421,10 +492,15 @@ func (o *onlookers) check(user string) (online bool, p places, err error) {
 func (o *onlookers) conclude(w *watched, online bool, p places, why cause, missing time.Duration) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	return o.takeOver(w, online, p, why, missing)
+}
+
+// takeOver is conclude. o.mu is held.
+func (o *onlookers) takeOver(w *watched, online bool, p places, why cause, missing time.Duration) bool {
 	if isAnother(p.server, w.server) {
 		w.lostAt = time.Now()
 	}
-	w.server = p.server
+	w.server = cmp.Or(p.server, w.server)
 	switch {
 	case o.users[w.id] != w:
 		return true

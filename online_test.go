@@ -338,3 +338,68 @@ func TestTheAuditOfWatchedUsersIsSpread(t *testing.T) {
 		}
 	}
 }
+
+// Users whom a request waits for, or of whom there is news, are looked at before those of the audit, each once.
+func TestUsersWithNewsAreLookedAtFirst(t *testing.T) {
+	o := &onlookers{users: map[string]*watched{}, ctx: t.Context(), workers: onlineWorkers} // which are all busy elsewhere
+	for _, id := range []string{"ann", "bob", "cid", "dan", "new", "given up"} {
+		o.users[id] = &watched{id: id, settled: id != "new"}
+	}
+	o.lookAtAll(causeLoss) // in any order
+	o.look("new", causeDoubt)
+	o.message("dan", "-")
+	o.message("bob", "+")
+	o.message("dan", "+")
+	delete(o.users, "given up")
+	var order []string
+	for w := o.takeNext(); w != nil; w = o.takeNext() {
+		w.state = lookBusy
+		order = append(order, w.id)
+	}
+	if len(order) == 5 {
+		slices.Sort(order[3:])
+	}
+	if want := []string{"new", "dan", "bob", "ann", "cid"}; !slices.Equal(order, want) {
+		t.Errorf("looked at %q, want %q", order, want)
+	}
+}
+
+// Many clients who come at once, each with as many users as one may watch, are all answered. On a machine that is busy with other
+// work some may have to ask again.
+func TestManyWatchesOfManyUsersAtOnce(t *testing.T) {
+	n, prefix := startNodeFor(t, realRedis(t)), uniqueRoom(t)
+	n.member(t, prefix, prefix+"7 7", "{}")
+	clients, payloads := make([]*user, 100), map[*user]string{}
+	for i := range clients {
+		ids := make([]string, 500)
+		for k := range ids {
+			ids[k] = fmt.Sprint(prefix, i, " ", k)
+		}
+		payload, _ := json.Marshal(map[string]any{"userIds": ids})
+		clients[i] = n.user(t)
+		payloads[clients[i]] = string(payload)
+	}
+	online := 0
+	for try := 1; len(clients) > 0; try++ {
+		if try > 5 {
+			t.Fatalf("%d watches are refused again and again", len(clients))
+		}
+		began := time.Now()
+		for _, u := range clients {
+			u.ask(eventWatch, payloads[u])
+		}
+		var refused []*user
+		for _, u := range clients {
+			answer := u.text()
+			if !strings.Contains(answer, `[{"ok":true,`) {
+				refused = append(refused, u)
+			}
+			online += strings.Count(answer, `"online":true`)
+		}
+		t.Logf("answered after %v, %d refused", time.Since(began).Round(time.Millisecond), len(refused))
+		clients = refused
+	}
+	if online != 1 {
+		t.Errorf("%d users are online", online)
+	}
+}
