@@ -229,6 +229,18 @@ func (c *connection) bequeath() {
 	}
 }
 
+const (
+	eventBytes = 128 << 10 // of an answer cost as much as an event
+	eventUsers = 100       // watched by one request cost as much as an event
+)
+
+// charge has a request cost what its answer makes the server read and send, in events, besides the one that it is.
+func (c *connection) charge(b *bucket, events int) {
+	if c.rate != nil {
+		b.charge(c.rate, events, c.rate.now())
+	}
+}
+
 // tooMany refuses an event over the rate, and closes a socket that goes on and on.
 func (c *connection) tooMany(name string, id ackID) {
 	limited := c.refusal(name, &Error{Code: CodeRateLimited, Message: "too many events, wait a while"})
@@ -377,6 +389,7 @@ func (c *connection) joinAck(id ackID, m Member, first page, whole bool) framePa
 	b := appendText(nil, `{"ok":true,"self":{"connId":`, m.Conn)
 	b = append(appendNumber(b, `,"epoch":`, m.Epoch), '}')
 	b = appendNumber(b, `,"ttlMs":`, c.service.options.TTL.Milliseconds())
+	c.charge(&c.budget.joins, len(first.entries)/eventBytes)
 	return ackOf(id, first.appendHead(b, "snapshot", whole), first.entries, []byte{'}'})
 }
 
@@ -690,6 +703,7 @@ func (c *connection) get(ctx context.Context, payload []byte, id ackID) ([]byte,
 		return nil, err
 	}
 	return nil, c.hub.page(ctx, p.RoomID, after, p.Limit, c.client, func(part page) frameParts {
+		c.charge(&c.budget.others, len(part.entries)/eventBytes)
 		return ackOf(id, part.appendHead([]byte(`{"ok":true`), "snapshot", false), part.entries, []byte{'}'})
 	})
 }

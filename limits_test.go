@@ -194,3 +194,30 @@ func answerStatus(t *testing.T, r *http.Response) int {
 	status, _ := answerOf(t, r)
 	return status
 }
+
+// TestAnAnswerCostsWhatItMakesTheServerSend uses a rate at which nothing comes back while the test runs.
+func TestAnAnswerCostsWhatItMakesTheServerSend(t *testing.T) {
+	for _, c := range []struct {
+		room, event string
+		least, most int
+	}{
+		{"small", eventGet, 100, 105},
+		{"large", eventGet, 50, 55},
+		{"small", eventWatch, 100, 105},
+		{"large", eventWatch, 50, 55},
+		{"small", eventJoin, 100, 105},
+	} {
+		t.Run(c.event+" "+c.room, func(t *testing.T) {
+			n := startNodeFor(t, miniRedis(t), "PRESENCE_RATE_PER_SECOND=1", "PRESENCE_RATE_BURST=100", "PRESENCE_MAX_MESSAGE_BYTES=200000", "PRESENCE_MAX_STATE_BYTES=150000")
+			n.member(t, "large", "ann", `{"text":"`+strings.Repeat("x", 140_000)+`"}`)
+			n.member(t, "small", "ann", `{}`)
+			u, granted := n.user(t), 0
+			for u.call(c.event, joinPayloadOf(c.room, "bob", "{}")).Code != string(CodeRateLimited) {
+				granted++
+			}
+			if granted < c.least || granted > c.most {
+				t.Errorf("%d requests at once, want %d", granted, c.least)
+			}
+		})
+	}
+}

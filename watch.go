@@ -35,6 +35,7 @@ func (c *connection) watchRoom(ctx context.Context, p watchPayload, id ackID) er
 	if err == nil {
 		w := newWaiter(rev, c.client, asWatcher, p.Mode, func(v *view) frameParts {
 			first := v.page("", p.Limit)
+			c.charge(&c.budget.others, len(first.entries)/eventBytes)
 			return ackOf(id, first.appendHead([]byte(`{"ok":true`), "snapshot", false), first.entries, []byte{'}'})
 		})
 		w.limit = p.Limit
@@ -94,6 +95,7 @@ func (c *connection) watchUsers(ctx context.Context, users []string, id ackID) e
 	if len(c.users)+added > c.maxUsers {
 		return tooManyUsers(c.maxUsers)
 	}
+	c.charge(&c.budget.others, len(users)/eventUsers)
 	err := c.onlookers.watch(ctx, c.client, users, func(online []bool) {
 		b := []byte(`{"ok":true,"users":[`)
 		for i, user := range users {
