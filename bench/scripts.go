@@ -33,7 +33,7 @@ func loadScripts(ctx context.Context, masters []*redis.Client) (s scripts, err e
 		files string
 	}{
 		{&s.join, writes, "base room held join"},
-		{&s.heartbeat, alwaysWorks, "heartbeat"},
+		{&s.heartbeat, alwaysWorks, "base heartbeat"},
 		{&s.patch, writes, "base room patch"},
 		{&s.remove, alwaysWorks, "base room held remove"},
 		{&s.indexRoom, writes, "base index_room"},
