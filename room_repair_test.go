@@ -256,7 +256,6 @@ func TestAnotherNodeRepairsFirst_G3(t *testing.T) {
 		}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			t.Parallel()
 			s := newRepairedRooms(t, ownRedis(t, c.cluster), c.rooms, 600)
 			for n := range 2 {
 				c.lose(s)

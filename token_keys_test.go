@@ -157,7 +157,7 @@ func TestLargestKeysAreQuick(t *testing.T) {
 	if _, err := a.check(token); err == nil {
 		t.Error("it is good")
 	}
-	if took := time.Since(start); took > 2*time.Second { // some 50 ms on a machine that does nothing else
+	if took := time.Since(start); took > 10*time.Second { // some 50 ms on a machine that does nothing else
 		t.Errorf("it took %v", took)
 	}
 }
