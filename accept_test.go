@@ -212,6 +212,11 @@ func TestHealthIsAnsweredWhenAllConnectionsAreInUse(t *testing.T) {
 			t.Errorf("answered %d", got)
 		}
 	}
+	eventually(t, patience, "the spare connections are closed", func() bool {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		return b.total <= 4
+	})
 	if got := b.dial(t).asks("/"); got != http.StatusOK {
 		t.Errorf("afterwards a newcomer is answered %d", got)
 	}
