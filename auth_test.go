@@ -430,6 +430,7 @@ func TestATokenSaysWhoAndWhere(t *testing.T) {
 }
 
 func TestANewToken(t *testing.T) {
+	t.Parallel()
 	eachBackend(t, func(t *testing.T, b backend) {
 		n := startNodeWithTokens(t, b)
 		kept, ended := uniqueRoom(t), uniqueRoom(t)

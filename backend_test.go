@@ -34,15 +34,7 @@ const howToGetRedis = "redis-server 7 or newer in PATH (apt-get install redis-se
 const startTimeout = 20 * time.Second
 
 // parallelTests is how many of the tests that mostly wait for other processes run at the same time.
-const parallelTests = "6"
-
-// sharedRedis are the servers that all tests of the process use together.
-// Tests keep out of each other's way by room names, and never flush them.
-var sharedRedis = struct {
-	sync.Mutex
-	single  *redisProcess
-	cluster *testCluster
-}{}
+const parallelTests = "4"
 
 // TestMain stops what the tests started, and fails when they left a goroutine behind.
 func TestMain(m *testing.M) {
@@ -50,7 +42,7 @@ func TestMain(m *testing.M) {
 	_ = flag.Set("test.parallel", parallelTests) // before the flags of the command are read
 	before := goroutines()
 	code := m.Run()
-	stopSharedRedis()
+	stopServers()
 	_ = os.RemoveAll(sharedBinary.dir) // "" is nothing
 	if code == 0 && flag.Lookup("test.fuzz").Value.String() == "" {
 		if leaked := leakedGoroutines(before, 5*time.Second); leaked != "" {
@@ -129,50 +121,6 @@ func miniRedis(t testing.TB) backend {
 	mini := miniredis.RunT(t)
 	mini.ClockTTL(true)
 	return backend{name: "miniredis", url: "redis://" + mini.Addr(), mini: mini}
-}
-
-// realRedis gives the redis-server that all tests share.
-func realRedis(t testing.TB) backend {
-	t.Helper()
-	needRedis(t)
-	sharedRedis.Lock()
-	defer sharedRedis.Unlock()
-	if sharedRedis.single == nil {
-		p, err := startRedis(nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		sharedRedis.single = p
-	}
-	return backend{name: "redis", url: asUser("presence", sharedRedis.single.url), tester: asUser("tester", sharedRedis.single.url), real: true}
-}
-
-// redisCluster gives the cluster of three masters that all tests share.
-func redisCluster(t testing.TB) backend {
-	t.Helper()
-	needRedis(t)
-	sharedRedis.Lock()
-	defer sharedRedis.Unlock()
-	if sharedRedis.cluster == nil {
-		c, err := startCluster()
-		if err != nil {
-			t.Fatal(err)
-		}
-		sharedRedis.cluster = c
-	}
-	return backend{name: "cluster", url: asUser("presence", sharedRedis.cluster.url), tester: asUser("tester", sharedRedis.cluster.url), real: true, cluster: true}
-}
-
-// stopSharedRedis ends the servers that realRedis and redisCluster started.
-func stopSharedRedis() {
-	sharedRedis.Lock()
-	defer sharedRedis.Unlock()
-	if sharedRedis.single != nil {
-		sharedRedis.single.remove()
-	}
-	if sharedRedis.cluster != nil {
-		sharedRedis.cluster.remove()
-	}
 }
 
 func (b backend) testURL() string { return cmp.Or(b.tester, b.url) }

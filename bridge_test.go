@@ -249,6 +249,7 @@ func TestABridgeBringsTheMessagesOfItsRooms_G1(t *testing.T) {
 
 // A room that is given up and wanted again at once is confirmed again: whoever wants it now has to hear that.
 func TestASubscriptionThatIsWantedAgainIsConfirmedAgain_G3(t *testing.T) {
+	t.Parallel()
 	eachWire(t, func(t *testing.T, w wire) {
 		b, sink := w.bridge(t)
 		rooms := names(t, 50)
@@ -304,6 +305,7 @@ func TestSubscribingAndUnsubscribingConcurrently(t *testing.T) {
 }
 
 func TestABridgeCarriesThousandsOfRooms(t *testing.T) {
+	t.Parallel()
 	eachWire(t, func(t *testing.T, w wire) {
 		b, sink := w.bridge(t)
 		rooms := names(t, 2000)
@@ -324,6 +326,7 @@ func TestABridgeCarriesThousandsOfRooms(t *testing.T) {
 }
 
 func TestALostSubscriptionIsOpenedAgain_G3(t *testing.T) {
+	t.Parallel()
 	eachWire(t, func(t *testing.T, w wire) {
 		b, sink := w.bridge(t)
 		rooms := names(t, 30)
@@ -441,6 +444,7 @@ func TestAProbedSubscriptionStaysOpen(t *testing.T) {
 }
 
 func TestASlotThatMovesTakesItsRoomsAlong_G3(t *testing.T) {
+	t.Parallel()
 	needRedis(t)
 	c, err := startCluster()
 	if err != nil {

@@ -24,6 +24,7 @@ socket.onAny((name, ...args) => name.startsWith("presence:") || console.log("app
 
 // TestREADMEAndDocsScriptsWork runs its client against a node, has it lose its connection, and sends it what its emitter sends.
 func TestREADMEAndDocsScriptsWork(t *testing.T) {
+	t.Parallel()
 	b := miniRedis(t)
 	config, _, errs := loadConfig([]string{"PORT=0", "REDIS_URL=" + b.url})
 	if len(errs) > 0 {

@@ -493,6 +493,7 @@ func TestBadWebSocketHandshakes(t *testing.T) {
 }
 
 func TestHeartbeat(t *testing.T) {
+	t.Parallel()
 	quick := func(o *socketOptions) { o.PingInterval, o.PingTimeout = 20*time.Millisecond, 100*time.Millisecond }
 	const rounds = 10
 	t.Run("websocket", func(t *testing.T) {

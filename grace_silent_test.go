@@ -69,6 +69,7 @@ func startImpatientNode(t *testing.T, rdb redis.UniversalClient, settings ...str
 
 // TestTheHalfOpenConnectionOfAUserWhoIsBackEndsAsWithoutAGrace, and that of a user who is not is held back.
 func TestTheHalfOpenConnectionOfAUserWhoIsBackEndsAsWithoutAGrace_G5(t *testing.T) {
+	t.Parallel()
 	for name, lossy := range map[string]bool{"while Redis answers": false, "while Redis refuses": true} {
 		t.Run(name, func(t *testing.T) {
 			eachBackend(t, func(t *testing.T, b backend) {

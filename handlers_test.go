@@ -731,6 +731,7 @@ func TestAHeartbeatRefreshes(t *testing.T) {
 
 // The index of a user has a TTL of two lookbacks, so three of them pass here.
 func TestHeartbeatsKeepTheUserIndex(t *testing.T) {
+	t.Parallel()
 	n := startNodeFor(t, realRedis(t), "PRESENCE_TTL_MS=200", "PRESENCE_REAPER_LOOKBACK_MS=400",
 		"PRESENCE_REAPER_INTERVAL_MS=100", "PRESENCE_NODE_LEASE_MS=300")
 	room, name := uniqueRoom(t), uniqueRoom(t)

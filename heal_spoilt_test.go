@@ -63,6 +63,9 @@ func TestARoomWhoseKeysAreSpoiltHeals_G3_G6_G8(t *testing.T) {
 	for name, spoil := range spoiltRooms() {
 		for _, changing := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s/changing %t", name, changing), func(t *testing.T) {
+				if short := changing && (name == "no conn_meta" || name == `rev "1e300"`); !short {
+					takesLong(t)
+				}
 				t.Parallel()
 				c, nodes, rdb := startAudience(t)
 				addr, service := "127.0.0.1:"+nodes[0].port(), nodes[0].service

@@ -41,6 +41,7 @@ func TestHeartbeatOfSeveralRooms(t *testing.T) {
 
 // TestHeartbeatOfOneOfSeveralRoomsKeepsAllMembers: the client of the original knows one epoch, and sends no roomId.
 func TestHeartbeatOfOneOfSeveralRoomsKeepsAllMembers(t *testing.T) {
+	t.Parallel()
 	for name, payload := range map[string]string{"epoch": `{"epoch":%d}`, "patch without epoch": `{"patchState":{"n":1},"was":%d}`} {
 		t.Run(name, func(t *testing.T) {
 			n := startNodeFor(t, miniRedis(t), "PRESENCE_TTL_MS=300", "PRESENCE_REAPER_LOOKBACK_MS=600", "PRESENCE_REAPER_INTERVAL_MS=100", "PRESENCE_NODE_LEASE_MS=600")

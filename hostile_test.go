@@ -28,6 +28,7 @@ var (
 // TestMalformedFramesDisturbNobody_G9 has 100 connections send what is wrong in every layer, as fast as they can, and come
 // again when they are closed. With the full numbers it also compares how long the others wait.
 func TestMalformedFramesDisturbNobody_G9(t *testing.T) {
+	t.Parallel()
 	b := realRedis(t)
 	n := startQuietNode(t, b)
 	users := make([]*user, *good)
@@ -310,6 +311,7 @@ func TestAClientThatWasOfflineForAnHour(t *testing.T) {
 
 // TestNoSecretIsShown greps for every secret at the level debug, in the log, in metrics and in what clients are told.
 func TestNoSecretIsShown(t *testing.T) {
+	t.Parallel()
 	canary := func(what string) string { return "canary-" + what + "-0123456789abcdef0123456789" }
 	mini := miniRedis(t)
 	mini.mini.RequireUserAuth("ann", canary("password"))

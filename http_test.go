@@ -340,6 +340,7 @@ func TestMistakesInRequestsToTheAPI(t *testing.T) {
 }
 
 func TestHealth(t *testing.T) {
+	t.Parallel()
 	server := spawnRedis(t)
 	n := startWithAPI(t, backend{url: server.url})
 	ready := func(status int, code Code) {
@@ -500,6 +501,7 @@ func TestAFenceOfAnotherTypeIsNone(t *testing.T) {
 
 // TestASilentClientLearnsOfAKickWhoseMessageIsLost: nothing of the room may reach it afterwards, although it asks for nothing.
 func TestASilentClientLearnsOfAKickWhoseMessageIsLost(t *testing.T) {
+	t.Parallel()
 	eachBackend(t, func(t *testing.T, b backend) {
 		n, room := startNodeFor(t, b), uniqueRoom(t)
 		witness, u := n.member(t, room, "witness", "{}"), n.member(t, room, "ann", "{}")

@@ -49,6 +49,7 @@ func mustPassNodes(t *testing.T, s *Service) {
 
 // TestALostNodesConnectionsLeave_G5: exactly those, once each, whoever notices, and none of a node that keeps its lease.
 func TestALostNodesConnectionsLeave_G5(t *testing.T) {
+	t.Parallel()
 	eachBackend(t, func(t *testing.T, b backend) {
 		s := startService(t, b.open(t), Options{NodeLease: time.Second})
 		dead, alive, rooms := newHeldLease(t, s), newHeldLease(t, s), []string{uniqueRoom(t), uniqueRoom(t)}
@@ -214,6 +215,7 @@ func TestALeaseKnowsItsRooms(t *testing.T) {
 // TestANodeThatRenewsNoLongerIsLost_G5 has the parts of two nodes at work: the reaper of one, with its contact to each master,
 // and the rooms of the other. One that stops with members that Redis did not take out is found as well.
 func TestANodeThatRenewsNoLongerIsLost_G5(t *testing.T) {
+	t.Parallel()
 	eachBackend(t, func(t *testing.T, b backend) {
 		settings := []string{"PRESENCE_NODE_LEASE_MS=1000", "PRESENCE_REAPER_INTERVAL_MS=100"}
 		silent, other := startNodeFor(t, b, settings...), startNodeFor(t, b, settings...)

@@ -191,6 +191,7 @@ func miniRedisWithPassword(t *testing.T) (url string) {
 
 // TestANormalStop has all members of a node leave, as another node sees it, and closes their sockets so that they come back.
 func TestANormalStop(t *testing.T) {
+	t.Parallel()
 	eachBackend(t, func(t *testing.T, b backend) {
 		room := uniqueRoom(t)
 		p := startProgram(t, "PORT=0", "REDIS_URL="+b.url, "PRESENCE_DRAIN_MS=0")
@@ -243,6 +244,7 @@ func assertClosedForNow(t *testing.T, u *user) {
 
 // TestAStopWhileRedisHangs waits for Redis, takes no connections meanwhile, and leaves nothing behind.
 func TestAStopWhileRedisHangs(t *testing.T) {
+	t.Parallel()
 	server := spawnRedis(t)
 	p := startProgram(t, "PORT=0", "REDIS_URL="+server.url, "PRESENCE_DRAIN_MS=0")
 	addr := p.address()
@@ -356,6 +358,7 @@ func startProcess(t testing.TB, binary string, environ ...string) *program {
 }
 
 func TestTheBinary(t *testing.T) {
+	t.Parallel()
 	binary := buildBinary(t)
 	t.Run("version", func(t *testing.T) {
 		for _, argument := range []string{"-version", "--version"} {

@@ -278,7 +278,7 @@ func TestModel_G1_G2_G3_G4_G5_G6_G7_G8(t *testing.T) {
 		}
 		return
 	}
-	base, schedules := uint64(1), int64(cmp.Or(*modelSchedules, 300))
+	base, schedules := uint64(1), int64(cmp.Or(*modelSchedules, 100))
 	if allTests() {
 		schedules = 2_500
 	}

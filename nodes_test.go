@@ -392,9 +392,13 @@ func (l *load) during(every time.Duration, do func(), run func()) {
 }
 
 func TestEveryNodeTellsEveryEventOnceAndInOrder_G1_G2_G3(t *testing.T) {
+	t.Parallel()
 	eachWire(t, func(t *testing.T, w wire) {
 		for _, nodes := range []int{2, 5} {
 			t.Run(fmt.Sprint(nodes, " nodes"), func(t *testing.T) {
+				if nodes > 2 {
+					takesLong(t)
+				}
 				l := startLoad(t, w, true, nodes, 20)
 				if w.real {
 					l.run(80)
@@ -409,6 +413,8 @@ func TestEveryNodeTellsEveryEventOnceAndInOrder_G1_G2_G3(t *testing.T) {
 }
 
 func TestNodesRecoverFromLostSubscriptions_G1_G2_G3(t *testing.T) {
+	takesLong(t)
+	t.Parallel()
 	eachWire(t, func(t *testing.T, w wire) {
 		l := startLoad(t, w, false, 3, 12)
 		bridges := []*bridge{l.nodes[0].bridge, l.nodes[1].bridge, l.nodes[2].bridge}

@@ -267,6 +267,7 @@ func TestAReplacedUserIsToldOfInTime(t *testing.T) {
 
 // A node that is killed right after it acknowledged a leave has told nobody of its user: the others look when they find it lost.
 func TestALeaveThatANodeDidNotTellIsFoundWithItsLoss(t *testing.T) {
+	t.Parallel()
 	for name, sharded := range map[string]bool{"plain": false, "sharded": true} {
 		t.Run(name, func(t *testing.T) {
 			server := spawnRedis(t)

@@ -186,6 +186,7 @@ func TestARepeatedJoinOfUnknownOutcomeStays_G5(t *testing.T) {
 
 // TestALeaveAfterAJoinOfUnknownOutcome_G7: ok means that the member is not there.
 func TestALeaveAfterAJoinOfUnknownOutcome_G7(t *testing.T) {
+	t.Parallel()
 	eachBackend(t, func(t *testing.T, b backend) {
 		rdb, n := startTroubled(t, b)
 		room := uniqueRoom(t)
@@ -202,6 +203,7 @@ func TestALeaveAfterAJoinOfUnknownOutcome_G7(t *testing.T) {
 // TestAJoinAgainOfUnknownOutcome_G5 loses the answer to a join of one that is in the room already: what its client does
 // next is meant for the incarnation that the room has.
 func TestAJoinAgainOfUnknownOutcome_G5(t *testing.T) {
+	t.Parallel()
 	for name, next := range map[string]func(t *testing.T, u, witness *user, room string, old int64){
 		"heartbeat": func(t *testing.T, u, _ *user, room string, old int64) {
 			if ack := u.ok(eventHeartbeat, `{"patchState":{"c":3}}`); *ack.Epoch <= old || !*ack.Changed {

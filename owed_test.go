@@ -36,6 +36,7 @@ func conns(s Snapshot) (ids []string) {
 }
 
 func TestALeaveIsRepeatedUntilRedisConfirmsIt_G5(t *testing.T) {
+	t.Parallel()
 	eachBackend(t, func(t *testing.T, b backend) {
 		faulty := &faultyRedis{UniversalClient: b.open(t)}
 		s, room := startService(t, faulty, Options{}), uniqueRoom(t)

@@ -167,6 +167,7 @@ const (
 
 // TestThePageShowsWhoIsThere has two browsers on two nodes, one a phone in the dark, do everything that the page offers.
 func TestThePageShowsWhoIsThere(t *testing.T) {
+	takesLong(t)
 	t.Parallel()
 	s := startSite(t, realRedis(t))
 	p := pageUsers{browserScript(t, "page.mjs")}

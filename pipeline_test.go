@@ -360,6 +360,7 @@ func serving() (workers int) {
 
 // TestReplacedMastersLeaveNothingBehind has twenty masters one after the other, some of which owe an answer.
 func TestReplacedMastersLeaveNothingBehind(t *testing.T) {
+	takesLong(t)
 	mini := miniRedis(t).mini
 	var master atomic.Int64
 	cluster := redis.NewClusterClient(&redis.ClusterOptions{

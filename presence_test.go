@@ -741,7 +741,7 @@ func TestIDsOfAnyText(t *testing.T) {
 	eachBackend(t, func(t *testing.T, b backend) {
 		s, unique := startService(t, b.open(t), Options{}), uniqueRoom(t)
 		for _, id := range ids {
-			room, user := unique+id, id
+			room, user := unique+id, id+unique
 			events := record(t, s.rdb, room)
 			mustJoin(t, s, room, user, "a", `{"n":1}`)
 			if _, _, err := s.Heartbeat(t.Context(), room, "a", raw(`{"n":2}`), 0); err != nil {
@@ -918,6 +918,7 @@ func operations() []operation {
 }
 
 func TestKeysOfAnotherTypeAreMended(t *testing.T) {
+	t.Parallel()
 	keys := map[string]func(room string) string{
 		"conn_meta": func(r string) string { return keysOf(r).meta() },
 		"members":   func(r string) string { return keysOf(r).members() },
@@ -1071,6 +1072,7 @@ func (f *faultyRedis) count() int {
 }
 
 func TestALostScriptIsNotSentAgainAndARepeatedRequestIsRight_G7(t *testing.T) {
+	t.Parallel()
 	eachBackend(t, func(t *testing.T, b backend) {
 		for _, op := range operations() {
 			t.Run(op.name, func(t *testing.T) {

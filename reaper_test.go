@@ -51,6 +51,7 @@ func now(t testing.TB, s *Service) int64 {
 }
 
 func TestSilentMembersLeaveOnceWhoeverReaps_G5(t *testing.T) {
+	t.Parallel()
 	const members, rooms = 100, 5
 	eachBackend(t, func(t *testing.T, b backend) {
 		o := Options{TTL: 200 * time.Millisecond, Lookback: 400 * time.Millisecond, ReaperInterval: 20 * time.Millisecond}
@@ -98,6 +99,7 @@ func TestSilentMembersLeaveOnceWhoeverReaps_G5(t *testing.T) {
 }
 
 func TestAMemberThatHeartbeatsIsNotCulled(t *testing.T) {
+	t.Parallel()
 	eachBackend(t, func(t *testing.T, b backend) {
 		o := Options{TTL: 200 * time.Millisecond, Lookback: 500 * time.Millisecond, ReaperInterval: 20 * time.Millisecond}
 		s, room := startService(t, b.open(t), o), uniqueRoom(t)

@@ -20,6 +20,7 @@ func replace(t *testing.T, path, text string) {
 
 // TestThePasswordOfRedisIsReadForEachConnection while it changes under a node: commands, pipelines and Pub/Sub follow.
 func TestThePasswordOfRedisIsReadForEachConnection(t *testing.T) {
+	t.Parallel()
 	for _, tc := range []struct {
 		name, url string // what stands before the address
 		settings  []string
@@ -33,11 +34,15 @@ func TestThePasswordOfRedisIsReadForEachConnection(t *testing.T) {
 		{name: "with sharded Pub/Sub", url: "redis://", settings: []string{"PRESENCE_REDIS_USERNAME=app", "PRESENCE_SHARDED_PUBSUB=true"}, cluster: true},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
+			if tc.cluster {
+				takesLong(t)
+			}
 			s := startAppServers(t, tc.cluster)
 			followsPassword(t, s, tc.url+s.nodes[0].addr, tc.settings...)
 		})
 	}
 	t.Run("with Sentinel", func(t *testing.T) {
+		takesLong(t)
 		s := startAppServers(t, false)
 		sentinel := spawnSentinel(t, "people", s.nodes[0])
 		path := filepath.Join(t.TempDir(), "password")

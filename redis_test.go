@@ -185,6 +185,7 @@ func spawnSentinel(t *testing.T, name string, master *redisProcess) *redisProces
 
 // TestOpenRedisFails tells what is wrong in one line without credentials, and soon.
 func TestOpenRedisFails(t *testing.T) {
+	t.Parallel()
 	mute, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

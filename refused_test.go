@@ -104,6 +104,7 @@ func eachRefusal(t *testing.T, body func(t *testing.T, s *appServers, r redisRef
 
 // TestACommandWithoutAnAnswerHasAnError in every way in which commands are sent.
 func TestACommandWithoutAnAnswerHasAnError(t *testing.T) {
+	t.Parallel()
 	eachRefusal(t, func(t *testing.T, s *appServers, r redisRefusal) {
 		rdb, err := openRedis(t.Context(), s.url, redisLogin{})
 		must(t, err)

@@ -164,6 +164,7 @@ func assertNoLoss(t *testing.T, n *node) {
 // TestARoomWhoseCounterExpiredGoesOn_G1_G2_G3 with watchers and readers of pages, on the node of who joins next and on another.
 // They have noticed that the counter is gone, or learn it from the join.
 func TestARoomWhoseCounterExpiredGoesOn_G1_G2_G3(t *testing.T) {
+	t.Parallel()
 	for _, noticed := range []bool{true, false} {
 		t.Run(fmt.Sprintf("noticed %t", noticed), func(t *testing.T) {
 			eachBackend(t, func(t *testing.T, b backend) {

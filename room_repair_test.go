@@ -256,6 +256,9 @@ func TestAnotherNodeRepairsFirst_G3(t *testing.T) {
 		}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
+			if c.rooms > 3 {
+				takesLong(t)
+			}
 			s := newRepairedRooms(t, ownRedis(t, c.cluster), c.rooms, 600)
 			for n := range 2 {
 				c.lose(s)

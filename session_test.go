@@ -263,6 +263,7 @@ func TestConnectsOfATransportAreBounded(t *testing.T) {
 
 // After its DISCONNECT a client has the time to connect again, and as much time to close the WebSocket itself.
 func TestAClientMayConnectAgainForAWhile(t *testing.T) {
+	t.Parallel()
 	app := &testApp{}
 	s := startSockets(t, app, func(o *socketOptions) { o.ConnectTimeout = 500 * time.Millisecond })
 	for _, transport := range []string{"websocket", "polling", "upgraded"} {

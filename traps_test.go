@@ -144,6 +144,7 @@ func crowd(n int, f func(i int)) {
 
 // T6: the end comes on any goroutine, and packets of a polling client on those of its requests: never two at a time.
 func TestT6TheEndWaitsForTheEvent(t *testing.T) {
+	t.Parallel()
 	for _, transport := range []string{"websocket", "polling", "upgraded"} {
 		t.Run(transport, func(t *testing.T) {
 			inside, goOn := make(chan struct{}), make(chan struct{})

@@ -93,6 +93,7 @@ func TestWatchingARoom_G1(t *testing.T) {
 }
 
 func TestWatchersAndMembersShareASubscription(t *testing.T) {
+	t.Parallel()
 	n, room := startNodeFor(t, realRedis(t)), uniqueRoom(t)
 	ann := n.member(t, room, "ann", "{}")
 	ann.ok(eventWatch, inRoom(room, `,"events":"count"`)) // is a member that wants each event
@@ -191,6 +192,7 @@ func TestPagesOfALargeRoom(t *testing.T) {
 }
 
 func TestAWatchCountsAgainstTheLimitOfRooms(t *testing.T) {
+	t.Parallel()
 	n, room := startNodeFor(t, miniRedis(t), "PRESENCE_MAX_ROOMS_PER_SOCKET=2"), uniqueRoom(t)
 	u := n.member(t, room, "ann", "{}")
 	u.ok(eventWatch, inRoom("w1", ""))
@@ -208,6 +210,7 @@ func TestAWatchCountsAgainstTheLimitOfRooms(t *testing.T) {
 }
 
 func TestWatchingWhileRedisIsAwayIsUnavailable_G7(t *testing.T) {
+	t.Parallel()
 	server := spawnRedis(t)
 	n := startNodeFor(t, backend{url: server.url})
 	u := n.member(t, "r", "ann", "{}")

@@ -368,6 +368,7 @@ func TestOutboxJoinsMoreThanOneWriteTakes(t *testing.T) {
 }
 
 func TestOutboxBound(t *testing.T) {
+	t.Parallel()
 	full := func(t *testing.T, x *webSocket) {
 		t.Helper()
 		eventually(t, patience, "the kernel is full", func() bool {
