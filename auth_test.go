@@ -316,6 +316,7 @@ func TestKeyFilesThatAreNone(t *testing.T) {
 
 // TestAKeySetIsReadAgainWhenItChanges also has it vanish and break, which leaves the old keys in use.
 func TestAKeySetIsReadAgainWhenItChanges(t *testing.T) {
+	t.Parallel()
 	k := keyring()
 	old := issuer{method: jwt.SigningMethodES256, key: k.ec, kid: "old"}
 	young := issuer{method: jwt.SigningMethodES256, key: k.otherEC, kid: "young"}

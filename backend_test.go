@@ -34,7 +34,7 @@ const howToGetRedis = "redis-server 7 or newer in PATH (apt-get install redis-se
 const startTimeout = 20 * time.Second
 
 // parallelTests is how many of the tests that mostly wait for other processes run at the same time.
-const parallelTests = "4"
+const parallelTests = "6"
 
 // TestMain stops what the tests started, and fails when they left a goroutine behind.
 func TestMain(m *testing.M) {

@@ -160,6 +160,7 @@ type trappedSink struct {
 }
 
 func TestABridgeGoesOnAfterAPanic(t *testing.T) {
+	t.Parallel()
 	eachBackend(t, func(t *testing.T, b backend) {
 		for _, where := range []string{"sink", "reader", "placing"} {
 			t.Run(where, func(t *testing.T) {
@@ -259,6 +260,7 @@ func (tr *trappedTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 }
 
 func TestTheWebhookGoesOnAfterAPanic(t *testing.T) {
+	t.Parallel()
 	receiver := receiveHooks(t)
 	h := newWebhook(receiver.URL, hookSecret, usualHookTimes(), nil, testLogger(t))
 	tr := &trappedTransport{RoundTripper: http.DefaultTransport}

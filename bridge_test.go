@@ -220,6 +220,7 @@ func (w wire) assertFlows(t testing.TB, sink *heardSink, rooms []string, payload
 }
 
 func TestABridgeBringsTheMessagesOfItsRooms_G1(t *testing.T) {
+	t.Parallel()
 	eachWire(t, func(t *testing.T, w wire) {
 		b, sink := w.bridge(t)
 		rooms := names(t, 3)
@@ -576,6 +577,7 @@ func payloadOf(m message) string {
 
 // What the scripts write is read, and is what payloadOf writes: the tests with payloadOf speak of real messages.
 func TestMessagesOfTheScriptsAreRead(t *testing.T) {
+	t.Parallel()
 	texts := []string{"plain", `q"u\o\"te`, `{}[],:"`, `","state":{}}`, "ünï 漢字 😀", `\u0041`, "ends with \\"}
 	states := []string{"{}", `{"a":[],"b":{}}`, `{"n":1234567890123456789}`, `{"x":"}"}`, `{"s":"\\\"\u0000\ud800","state":{"state":null}}`}
 	eachWire(t, func(t *testing.T, w wire) {

@@ -216,6 +216,7 @@ func broadcastToNode(t *testing.T, node *nodeProcess, us *broadcaster, room stri
 
 // TestBroadcastGoesOn after Redis was away, or hung.
 func TestBroadcastGoesOn(t *testing.T) {
+	t.Parallel()
 	for _, tc := range []struct {
 		name      string
 		away      func(*redisProcess)
@@ -266,6 +267,7 @@ func TestBroadcastRefuses(t *testing.T) {
 
 // TestBroadcastIgnores messages that nobody should send (G9), and goes on with the next.
 func TestBroadcastIgnores(t *testing.T) {
+	t.Parallel()
 	rdb := miniRedis(t).open(t)
 	_, ears := startBroadcaster(t, rdb)
 	before := len(ears.all())

@@ -16,6 +16,7 @@ import (
 )
 
 func TestREADMEAndDocsTablesAreThoseOfTheCode(t *testing.T) {
+	t.Parallel()
 	files := sources(t)
 	maps.DeleteFunc(files, func(name string, _ *ast.File) bool { return isTest(name) })
 	requests, pushes := eventNames(t, files)

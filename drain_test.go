@@ -393,6 +393,7 @@ func (c restlessCrowd) assertRestarted(t *testing.T, s *Service, recorders map[s
 
 // TestASecondSignalEndsTheWait, in which clients are served as ever.
 func TestASecondSignalEndsTheWait(t *testing.T) {
+	t.Parallel()
 	p := startProcess(t, buildBinary(t), "PORT=0", "REDIS_URL="+miniRedis(t).url, "PRESENCE_DRAIN_WAIT_MS=3600000")
 	u := dialUser(t, p.address())
 	u.join("home", "ann", "{}")

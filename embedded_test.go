@@ -25,6 +25,7 @@ func TestEmbeddedRedisAges(t *testing.T) {
 // TestEmbeddedRedisTime has one clock for TIME and for the age of keys. With
 // FastForward instead, the moment at which a key expires would drift.
 func TestEmbeddedRedisTime(t *testing.T) {
+	t.Parallel()
 	e := startEmbedded(t)
 	rdb := backend{url: e.url}.open(t)
 	before := time.Now().Add(-20 * time.Millisecond)

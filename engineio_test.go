@@ -559,6 +559,7 @@ func TestPollingPayloads(t *testing.T) {
 
 // TestAPollingBodyHoldsManyMessages is what a client sends that was offline: the limit of a message is for each of them.
 func TestAPollingBodyHoldsManyMessages(t *testing.T) {
+	t.Parallel()
 	s := startSockets(t, &testApp{}, func(o *socketOptions) { o.MaxMessageBytes, o.MaxPollBytes = 5000, 200_000 })
 	message := func(id, size int) string { // of so many bytes
 		packet := fmt.Sprintf(`42%d["join",""]`, id)

@@ -47,6 +47,7 @@ func refusedWith(code Code, do func(context.Context, *Service, string) error) fu
 
 // TestAHeldConnectionLeavesRightAfterItsUsersNextJoin_G5_G6 goes from service to service, each step on the next one.
 func TestAHeldConnectionLeavesRightAfterItsUsersNextJoin_G5_G6(t *testing.T) {
+	t.Parallel()
 	steps := []struct {
 		name   string
 		do     func(ctx context.Context, s *Service, room string) error
@@ -281,6 +282,7 @@ func TestWhatRunsLateDoesNotBringBackWhoIsHeld_G4(t *testing.T) {
 
 // TestConcurrentJoinsAndHoldsOfOneUser_G5_G6: a join may find one more held back than its first try did.
 func TestConcurrentJoinsAndHoldsOfOneUser_G5_G6(t *testing.T) {
+	t.Parallel()
 	const users, rounds = 8, 15
 	eachBackend(t, func(t *testing.T, b backend) {
 		o := Options{Grace: time.Hour, Lookback: 2 * time.Hour, MaxMembers: users * users}
@@ -468,6 +470,7 @@ func TestWhichEndsAreHeldBack_G5(t *testing.T) {
 
 // TestAUserWhoComesBackWithinTheGraceNeverGoes, whichever node it comes back to, in each of its rooms.
 func TestAUserWhoComesBackWithinTheGraceNeverGoes(t *testing.T) {
+	t.Parallel()
 	eachBackend(t, func(t *testing.T, b backend) {
 		long := "PRESENCE_GRACE_MS=20000"
 		near, far := startNodeFor(t, b, long), startNodeFor(t, b, long)

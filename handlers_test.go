@@ -403,6 +403,7 @@ func TestPayloadsThatAreNoObject_G9(t *testing.T) {
 
 // TestDeepJSON_G9 sends nesting that a recursive decoder would die of, in a payload's state and where nobody looks.
 func TestDeepJSON_G9(t *testing.T) {
+	t.Parallel()
 	n := startNodeFor(t, miniRedis(t), "PRESENCE_MAX_MESSAGE_BYTES=4000000", "PRESENCE_MAX_STATE_BYTES=3000000")
 	witness, u := n.member(t, "home", "witness", "{}"), n.member(t, "home", "ann", "{}")
 	for _, levels := range []int{10_001, 1_000_000} {
@@ -487,6 +488,7 @@ func preciousStates() []string {
 }
 
 func TestStatesComeBackOnEveryWayOfTheWire(t *testing.T) {
+	t.Parallel()
 	eachBackend(t, func(t *testing.T, b backend) {
 		near, far := startNodeFor(t, b), startNodeFor(t, b)
 		for i, state := range preciousStates() {
@@ -893,6 +895,7 @@ func TestAfterTheAckOfItsLeaveASocketGetsNoMoreEvents(t *testing.T) {
 
 // TestTheAckOfAJoinPrecedesItsEvents_G2 joins a room in which something happens all the time.
 func TestTheAckOfAJoinPrecedesItsEvents_G2(t *testing.T) {
+	t.Parallel()
 	eachBackend(t, func(t *testing.T, b backend) {
 		room := uniqueRoom(t)
 		nodes := []*node{startNodeFor(t, b), startNodeFor(t, b)}
@@ -949,6 +952,7 @@ func countOf(t *testing.T, state json.RawMessage) int {
 }
 
 func TestEveryKindOfEndIsOneLeave_G5(t *testing.T) {
+	t.Parallel()
 	eachBackend(t, func(t *testing.T, b backend) {
 		for _, end := range []struct {
 			how string

@@ -226,6 +226,7 @@ func TestWhatHostileClientsHold(t *testing.T) {
 
 // TestALargeChunkedBodyIsRefused sends 100 MB, as far as the server takes it.
 func TestALargeChunkedBodyIsRefused(t *testing.T) {
+	t.Parallel()
 	s := startSockets(t, &testApp{})
 	c := s.poller(t)
 	before := liveHeap()

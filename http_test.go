@@ -188,6 +188,7 @@ func percent(id string) string {
 
 // TestPagesOfRoomsHoldEveryRoom has rooms come and go between the pages, and entries of the index that are no rooms.
 func TestPagesOfRoomsHoldEveryRoom(t *testing.T) {
+	t.Parallel()
 	eachBackend(t, func(t *testing.T, b backend) {
 		n, prefix := startWithAPI(t, b), uniqueRoom(t)
 		const rooms, limit = 60, 7
@@ -444,6 +445,7 @@ func TestAKickIsFinal_G8(t *testing.T) {
 
 // TestAKickIsFinalThoughItsMessageIsLost_G8: the socket gets its leave before the answer that tells it so.
 func TestAKickIsFinalThoughItsMessageIsLost_G8(t *testing.T) {
+	t.Parallel()
 	eachBackend(t, func(t *testing.T, b backend) {
 		n, room := startNodeFor(t, b), uniqueRoom(t)
 		u := n.member(t, room, "ann", "{}")

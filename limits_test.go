@@ -45,6 +45,7 @@ func TestARateIsABurstAndThenAnInterval(t *testing.T) {
 
 // TestTooManyEventsAreRefusedAndChangeNothing uses a rate at which nothing comes back while the test runs.
 func TestTooManyEventsAreRefusedAndChangeNothing(t *testing.T) {
+	t.Parallel()
 	n := startNodeFor(t, miniRedis(t), "PRESENCE_RATE_PER_SECOND=1", "PRESENCE_RATE_BURST=400")
 	u := n.member(t, "home", "ann", `{"a":1}`)
 	elsewhere := inRoom("elsewhere", "")
@@ -166,6 +167,7 @@ func TestWhereAConnectionComesFrom(t *testing.T) {
 }
 
 func TestWhatIsRefusedIsCounted(t *testing.T) {
+	t.Parallel()
 	s := startSockets(t, &testApp{}, func(o *socketOptions) {
 		o.Origins, o.MaxMessageBytes, o.ConnectTimeout = []string{"https://a.example"}, 1000, 300*time.Millisecond
 	})
@@ -197,6 +199,7 @@ func answerStatus(t *testing.T, r *http.Response) int {
 
 // TestAnAnswerCostsWhatItMakesTheServerSend uses a rate at which nothing comes back while the test runs.
 func TestAnAnswerCostsWhatItMakesTheServerSend(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		room, event string
 		least, most int

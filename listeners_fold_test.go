@@ -468,6 +468,7 @@ func foldSchedule(t *testing.T, seed uint64) (wrong []string) {
 // For every receiver at every moment, snapshot, pages and all that it was sent fold to the room at the last revision that it
 // was told, whatever began, ended, changed its mode or was read inside a window (G2, G3).
 func TestEveryFoldIsTheRoom_G3(t *testing.T) {
+	t.Parallel()
 	for seed := range uint64(400) {
 		if wrong := foldSchedule(t, seed); len(wrong) > 0 {
 			t.Errorf("seed %d: %s", seed, wrong[0])

@@ -195,6 +195,7 @@ func checkOrderly(t *testing.T, b backend, address string, cmd *exec.Cmd) {
 }
 
 func TestAClosedLogDoesNotEndTheProcess(t *testing.T) {
+	t.Parallel()
 	b := miniRedis(t)
 	r, w, err := os.Pipe()
 	if err != nil {
@@ -208,6 +209,7 @@ func TestAClosedLogDoesNotEndTheProcess(t *testing.T) {
 
 // TestAFullLogPipeHoldsUpNobody: the pipe is full before the process starts.
 func TestAFullLogPipeHoldsUpNobody(t *testing.T) {
+	t.Parallel()
 	b := miniRedis(t)
 	r, w, err := os.Pipe()
 	if err != nil {

@@ -453,6 +453,7 @@ func TestNodesRecoverFromLostMessages_G1_G2_G3(t *testing.T) {
 }
 
 func TestNodesGoOnThroughScriptFlushes_G1_G2_G3(t *testing.T) {
+	t.Parallel()
 	eachWire(t, func(t *testing.T, w wire) {
 		l := startLoad(t, w, true, 2, 6)
 		flush := func() {
@@ -466,6 +467,7 @@ func TestNodesGoOnThroughScriptFlushes_G1_G2_G3(t *testing.T) {
 
 // Rooms do not mix: each node hosts many, and a receiver hears those it is in.
 func TestRoomsAreApart_G1(t *testing.T) {
+	t.Parallel()
 	eachWire(t, func(t *testing.T, w wire) {
 		one := startLoad(t, w, true, 2, 4)
 		other := &load{T: t, wire: w, whole: true, room: one.room + "/other", nodes: one.nodes}

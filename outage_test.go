@@ -272,6 +272,7 @@ func TestAJoinThatRunsLateIsTakenBack_G5(t *testing.T) {
 
 // TestALeaveThatFailedIsMadeGoodOnce_G5 loses the leave itself, or the answer to it.
 func TestALeaveThatFailedIsMadeGoodOnce_G5(t *testing.T) {
+	t.Parallel()
 	for name, what := range map[string]trouble{"request": refuse, "answer": loseAnswer} {
 		t.Run(name, func(t *testing.T) {
 			eachBackend(t, func(t *testing.T, b backend) {
@@ -315,6 +316,7 @@ func TestAJoinAfterALeaveThatFailedStays_G5(t *testing.T) {
 }
 
 func TestADisconnectWithoutRedisIsMadeGood_G5(t *testing.T) {
+	t.Parallel()
 	eachBackend(t, func(t *testing.T, b backend) {
 		rdb, n := startTroubled(t, b)
 		room := uniqueRoom(t)

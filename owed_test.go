@@ -337,6 +337,7 @@ func (r halfRedis) EvalSha(ctx context.Context, sha string, keys []string, args 
 
 // TestLeavesForAMasterThatIsAwayHoldUpNoOthers_G5, though they came first.
 func TestLeavesForAMasterThatIsAwayHoldUpNoOthers_G5(t *testing.T) {
+	t.Parallel()
 	const leaves = 2000
 	s := startService(t, halfRedis{miniRedis(t).open(t)}, Options{})
 	o := newOwed(s)

@@ -155,6 +155,7 @@ func (c wantedCall) check(t *testing.T) {
 
 // TestCallsInOneCommandAreAsGoodAsAlone: each has its own answer, and a failed one harms no other.
 func TestCallsInOneCommandAreAsGoodAsAlone(t *testing.T) {
+	t.Parallel()
 	eachBackend(t, func(t *testing.T, b backend) {
 		rdb := b.open(t)
 		p := newPipelines(rdb)

@@ -542,6 +542,7 @@ func TestFencing_G4(t *testing.T) {
 
 // A request that was given up may wait in a stopped Redis, and run after the one that repeated it.
 func TestARequestThatRunsLateWritesNothing_G4(t *testing.T) {
+	t.Parallel()
 	cases := []struct {
 		name        string
 		early, then func(ctx context.Context, s *Service, m Member) error
@@ -734,6 +735,7 @@ func TestStatesComeBackEqualAsJSON(t *testing.T) {
 }
 
 func TestIDsOfAnyText(t *testing.T) {
+	t.Parallel()
 	ids := []string{
 		"plain", "{", "}", "}{", "{room:x}", "}:conn_meta", `"`, `\`, `\"`, `\\`, `a\`, ":", "a:b:c", "*", "[a]", "?", "%d%1",
 		"日本語", "🏳️‍🌈", "\u2028", "\u00a0", " ", "'", `","state":{}`, "é", "e\u0301", "</script>", "null", "__proto__",
@@ -1280,6 +1282,7 @@ func restoreCases() []restoreCase {
 }
 
 func TestRestore_G8(t *testing.T) {
+	t.Parallel()
 	eachBackend(t, func(t *testing.T, b backend) {
 		for _, c := range restoreCases() {
 			for _, way := range []string{"restore", "heartbeat"} {
@@ -1460,6 +1463,7 @@ func TestAJoinRightAfterALeaveStaysInTheUserIndex(t *testing.T) {
 // A member that leaves by its owner and comes back at once costs the user index nothing, and stays in it. One that does not
 // come back is taken out.
 func TestTheUserIndexOutlivesAShortAbsence(t *testing.T) {
+	t.Parallel()
 	eachBackend(t, func(t *testing.T, b backend) {
 		rdb := &faultyRedis{UniversalClient: b.open(t)}
 		s, room := startService(t, rdb, Options{}), uniqueRoom(t)
@@ -1764,6 +1768,7 @@ func TestASubscriptionThatRedisRefusesIsAnError(t *testing.T) {
 }
 
 func TestARoomWhoseSlotMovesStaysUsable(t *testing.T) {
+	t.Parallel()
 	needRedis(t)
 	c, err := startCluster()
 	if err != nil {
@@ -1856,6 +1861,7 @@ type schedule struct {
 }
 
 func TestConcurrentOperationsInAnyOrder_G4_G5_G6(t *testing.T) {
+	t.Parallel()
 	const conns, rounds, steps = 8, 4, 12
 	eachBackend(t, func(t *testing.T, b backend) {
 		seed := rand.Uint64()

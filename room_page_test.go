@@ -67,6 +67,7 @@ func sentBytes(t *testing.T, url string) int {
 // TestAScanHasWhoIsThereThroughout goes through a room page by page while others come and go, so that Redis makes the room's table
 // larger and smaller.
 func TestAScanHasWhoIsThereThroughout(t *testing.T) {
+	t.Parallel()
 	eachBackend(t, func(t *testing.T, b backend) {
 		const members, others = 600, 5_000
 		rdb := b.open(t)

@@ -228,6 +228,7 @@ func TestEndReasons(t *testing.T) {
 }
 
 func TestRefusedConnect(t *testing.T) {
+	t.Parallel()
 	s := startSockets(t, &testApp{refusal: []byte(`{"message":"no","data":{"code":"unauthorized"}}`)},
 		func(o *socketOptions) { o.ConnectTimeout = 200 * time.Millisecond })
 	for _, transport := range []string{"websocket", "polling", "upgraded"} {
@@ -339,6 +340,7 @@ func TestGoodbyeOutlivesAnUpgrade(t *testing.T) {
 }
 
 func TestArgumentsMayBeKept(t *testing.T) {
+	t.Parallel()
 	var kept []json.RawMessage
 	s := startSockets(t, &testApp{onEvent: func(p *testPeer, _ string, args []json.RawMessage, id ackID) {
 		kept = append(kept, args[0])
@@ -382,6 +384,7 @@ func TestBroadcastsDoNotPrecedeConnect(t *testing.T) {
 }
 
 func TestPanicsCloseOneClient(t *testing.T) {
+	t.Parallel()
 	var log strings.Builder
 	app := &testApp{onEvent: func(p *testPeer, name string, _ []json.RawMessage, id ackID) {
 		if name == "panic" {

@@ -279,6 +279,7 @@ func TestT10ASlowBodyIsNotWaitedFor(t *testing.T) {
 }
 
 func TestT10AnUnreadAnswerIsNotWaitedFor(t *testing.T) {
+	t.Parallel()
 	app := &testApp{}
 	s := startSockets(t, app, func(o *socketOptions) { o.WriteTimeout = 50 * time.Millisecond; o.MaxUnsentBytes = 0 })
 	c := s.poller(t)
@@ -414,6 +415,7 @@ func TestT12Origins(t *testing.T) {
 
 // T13: nothing ends a connection that never connects to the namespace.
 func TestT13ConnectInTime(t *testing.T) {
+	t.Parallel()
 	s := startSockets(t, &testApp{}, func(o *socketOptions) { o.ConnectTimeout = 100 * time.Millisecond })
 	for _, transport := range []string{"websocket", "polling", "upgraded"} {
 		c := s.talker(t, transport)

@@ -117,6 +117,7 @@ func TestWatchersAndMembersShareASubscription(t *testing.T) {
 }
 
 func TestBatchesOverTheWire_G3(t *testing.T) {
+	t.Parallel()
 	eachBackend(t, func(t *testing.T, b backend) {
 		near, far, room := startNodeFor(t, b, "PRESENCE_BATCH_MS=50"), startNodeFor(t, b), uniqueRoom(t)
 		ann := far.member(t, room, "ann", "{}")

@@ -86,6 +86,7 @@ func (h *hookReceiver) wants(room string, want ...string) {
 // TestTheWebhookTellsWhoComesAndGoesOnce has two nodes that both post. First and last of a user, and of a room, are decided
 // where the change is written.
 func TestTheWebhookTellsWhoComesAndGoesOnce(t *testing.T) {
+	t.Parallel()
 	eachBackend(t, func(t *testing.T, b backend) {
 		receiver, room := receiveHooks(t), uniqueRoom(t)+" é"
 		settings := []string{"PRESENCE_WEBHOOK_URL=" + receiver.URL + "/hook?a=b", "PRESENCE_WEBHOOK_SECRET=" + hookSecret, "PRESENCE_API_KEY=" + testAPIKey}
@@ -130,6 +131,7 @@ func joins(from, to int) (list []string) {
 }
 
 func TestTheWebhookSurvivesItsReceiver(t *testing.T) {
+	t.Parallel()
 	for name, misbehave := range map[string]func(w http.ResponseWriter, r *http.Request){
 		"fails":     func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusInternalServerError) },
 		"refuses":   func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusForbidden) },
