@@ -109,6 +109,7 @@ func TestTheNodesLoopsGoOnAfterAPanic(t *testing.T) {
 	takesLong(t)
 	for _, script := range []string{"probe", "claim_rooms", "overdue", "claim_nodes", "renew_lease", "pulse", "read", "restore", "unindex_user"} {
 		t.Run(script, func(t *testing.T) {
+			t.Parallel()
 			b := miniRedis(t)
 			rdb := &troubledRedis{UniversalClient: b.open(t)}
 			n := startNodeOn(t, rdb, "PRESENCE_TTL_MS=1000", "PRESENCE_REAPER_LOOKBACK_MS=1500", "PRESENCE_REAPER_INTERVAL_MS=100", "PRESENCE_NODE_LEASE_MS=1000")

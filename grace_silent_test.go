@@ -102,7 +102,7 @@ func TestTheHalfOpenConnectionOfAUserWhoIsBackEndsAsWithoutAGrace_G5(t *testing.
 // TestClientsThatAreGivenUpEndAsSilent on each transport, because they do not answer a ping, or do not read.
 func TestClientsThatAreGivenUpEndAsSilent(t *testing.T) {
 	t.Parallel()
-	ping := func(o *socketOptions) { o.PingInterval, o.PingTimeout = 20*time.Millisecond, 50*time.Millisecond }
+	ping := func(o *socketOptions) { o.PingInterval, o.PingTimeout = 20*time.Millisecond, 500*time.Millisecond }
 	limit := func(o *socketOptions) { o.MaxUnsentBytes = 1000 }
 	nothing := func(*testPeer) {}
 	for name, tc := range map[string]struct {

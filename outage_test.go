@@ -118,6 +118,7 @@ func TestWithoutRedisEveryRequestIsAnswered(t *testing.T) {
 	takesLong(t)
 	for name, what := range map[string]trouble{"refusing": refuse, "hanging": hang} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			rdb, n := startTroubled(t, miniRedis(t))
 			u := n.member(t, "home", "ann", "{}")
 			rdb.meets("", what)

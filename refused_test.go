@@ -83,22 +83,21 @@ func (s *appServers) refuse(r redisRefusal) {
 
 // eachRefusal runs the test with every refusal on a server and on a cluster, each with servers of its own.
 func eachRefusal(t *testing.T, body func(t *testing.T, s *appServers, r redisRefusal)) {
-	for _, cluster := range []bool{false, true} {
-		s := startAppServers(t, cluster)
-		for _, r := range redisRefusals {
-			if cluster && r.singleOnly {
-				continue
+	for kind, cluster := range map[string]bool{"redis": false, "cluster": true} {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			s := startAppServers(t, cluster)
+			for _, r := range redisRefusals {
+				if cluster && r.singleOnly {
+					continue
+				}
+				url := s.url + r.path
+				if r.anybody {
+					url = s.nodes[0].url
+				}
+				t.Run(r.name, func(t *testing.T) { body(t, &appServers{t, s.nodes, url, s.admin}, r) })
 			}
-			name := "redis/" + r.name
-			if cluster {
-				name = "cluster/" + r.name
-			}
-			url := s.url + r.path
-			if r.anybody {
-				url = s.nodes[0].url
-			}
-			t.Run(name, func(t *testing.T) { body(t, &appServers{t, s.nodes, url, s.admin}, r) })
-		}
+		})
 	}
 }
 
@@ -162,6 +161,7 @@ func masterOfKey(t *testing.T, rdb redis.UniversalClient) *redis.Client {
 // TestWhileRedisRefusesNobodyIsToldOfAnAnswer_G7: requests are unavailable, and all that happened meanwhile is made good.
 func TestWhileRedisRefusesNobodyIsToldOfAnAnswer_G7(t *testing.T) {
 	takesLong(t)
+	t.Parallel()
 	eachRefusal(t, func(t *testing.T, s *appServers, r redisRefusal) {
 		n := startWithAPI(t, backend{url: s.url})
 		room := uniqueRoom(t)
