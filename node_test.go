@@ -27,7 +27,12 @@ type nodeProcess struct {
 func nodeScript(t testing.TB, script string, args ...string) *nodeProcess {
 	t.Helper()
 	needNode(t)
-	cmd := exec.Command("node", append([]string{filepath.Join("testdata", "node", script)}, args...)...)
+	return lineProcess(t, exec.Command("node", append([]string{filepath.Join("testdata", "node", script)}, args...)...))
+}
+
+// lineProcess starts a program that talks with the test as a script does. It ends with the test.
+func lineProcess(t testing.TB, cmd *exec.Cmd) *nodeProcess {
+	t.Helper()
 	cmd.Stderr = t.Output()
 	in, err := cmd.StdinPipe()
 	if err != nil {

@@ -28,6 +28,7 @@ const commands = {
     socket.on('connect_error', ({ message }) => tell(client, 'connect_error', message));
     socket.on('disconnect', (reason) => tell(client, 'disconnect', reason));
     socket.on('presence:event', (event) => tell(client, 'event', event));
+    socket.on('chat', (message) => tell(client, 'chat', message));
   },
   emit({ client, event, payload }) {
     sockets[client].emit(event, payload, (ack) => tell(client, 'ack', ack));
