@@ -388,11 +388,11 @@ func benchmarkFanOut(b *testing.B, room, batch int) {
 		begin := cpu(b)
 		for range batch - 1 {
 			for _, c := range clients {
-				c.queue(f)
+				c.queue(f, memberUpdate{})
 			}
 		}
 		for _, c := range clients {
-			c.queue(f)
+			c.queue(f, memberUpdate{})
 			c.flush()
 		}
 		spent += cpu(b) - begin

@@ -214,7 +214,7 @@ func (l *listeners) collect(set map[receiver]bool) {
 func (l *listeners) tell(c change) {
 	h := l.room.hub
 	if list := l.lists[modeAll]; len(list) > 0 {
-		h.cast(h.encode.event(c.Event), list)
+		h.castUpdate(h.encode.event(c.Event), l.updateOf(c.Event), list)
 	}
 	if len(l.lists[modeBatch]) > 0 {
 		l.window.note(c)
@@ -228,6 +228,14 @@ func (l *listeners) tell(c change) {
 	if c.Reason == ReasonKicked {
 		l.expel(c.Event)
 	}
+}
+
+// updateOf tells whose update an event is, if it is one.
+func (l *listeners) updateOf(e Event) (of memberUpdate) {
+	if e.Type == EventUpdate {
+		of = memberUpdate{l.room.id, e.ConnID, e.Epoch}
+	}
+	return of
 }
 
 // member is the local receiver of a connection that is in the room, nil if there is none.

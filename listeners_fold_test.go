@@ -96,7 +96,7 @@ func (s *foldRun) keep(what any) frame {
 	return frame(strconv.Itoa(len(s.sent) - 1))
 }
 
-func (f *folder) queue(sent frame) bool { return !f.held.keeps(sent) && f.hear(sent) }
+func (f *folder) queue(sent frame, _ memberUpdate) bool { return !f.held.keeps(sent) && f.hear(sent) }
 
 func (f *folder) hold() (release func(frameParts)) {
 	end := f.held.begin()

@@ -114,7 +114,7 @@ func (s *testSockets) sendToAll(f frame, batch bool) {
 	for _, c := range s.all() {
 		if !batch {
 			c.send(f)
-		} else if c.queue(f) {
+		} else if c.queue(f, memberUpdate{}) {
 			flush = append(flush, c)
 		}
 	}

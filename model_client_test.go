@@ -51,7 +51,7 @@ type place struct {
 	view        *sight           // nil before the acknowledgement of a join and after that of a leave
 }
 
-func (c *modelClient) queue(f frame) bool {
+func (c *modelClient) queue(f frame, _ memberUpdate) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.frames, c.came = append(c.frames, f), append(c.came, time.Now())
@@ -60,7 +60,9 @@ func (c *modelClient) queue(f frame) bool {
 	return first
 }
 
-func (c *modelClient) queueParts(f frameParts) bool { return c.queue(bytes.Join(f, nil)) }
+func (c *modelClient) queueParts(f frameParts) bool {
+	return c.queue(bytes.Join(f, nil), memberUpdate{})
+}
 
 func (c *modelClient) flush() {
 	c.mu.Lock()

@@ -54,7 +54,7 @@ func (m *mirror) begin(snapshot []byte, rev int64) {
 	m.replica.adopt(Snapshot{Rev: rev, Entries: entries}, nobody)
 }
 
-func (m *mirror) queue(f frame) bool { return !m.held.keeps(f) && m.fold(f) }
+func (m *mirror) queue(f frame, _ memberUpdate) bool { return !m.held.keeps(f) && m.fold(f) }
 
 func (m *mirror) hold() (release func(frameParts)) {
 	end := m.held.begin()

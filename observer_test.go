@@ -108,7 +108,7 @@ func (o *observer) write(packet string) error {
 }
 
 func (o *observer) hear(text frame) {
-	o.mirror.queue(text)
+	o.mirror.queue(text, memberUpdate{})
 	o.mirror.flush()
 	var e Event
 	_ = json.Unmarshal(text, &e) // the mirror has complained

@@ -37,7 +37,7 @@ type polled struct {
 
 	mu      sync.Mutex // the locks of sockets and of the outbox may be taken under it
 	state   pollState
-	waiting []frameParts      // for the next poll, in order
+	waiting waitingFrames     // for the next poll
 	open    chan []frameParts // takes the answer of the poll that is open; nil = none is, or its answer is on its way
 	unsent  backlog           // of messages that wait, or are in an answer on its way
 	left    bool              // the client has closed the session
@@ -89,28 +89,25 @@ func (p *polled) onPolling() bool {
 }
 
 func (p *polled) ping() {
-	if p.queue(p.sockets.ping) {
+	if p.queue(p.sockets.ping, memberUpdate{}) {
 		p.flush()
 	}
 }
 
 // queue adds f to what waits for a poll, and reports whether the caller has to flush. A client that has let more than the
-// limit pile up is closed.
-func (p *polled) queue(f frame) (mustFlush bool) {
-	if !p.onPolling() {
-		return p.socket.queue(f)
-	}
-	return p.queueParts(frameParts{f})
-}
+// limit pile up is closed. If a client is behind, an update takes the place of one of the same incarnation.
+func (p *polled) queue(f frame, of memberUpdate) (mustFlush bool) { return p.add(frameParts{f}, of) }
 
 // queueParts is queue for a frame in parts.
-func (p *polled) queueParts(f frameParts) (mustFlush bool) {
+func (p *polled) queueParts(f frameParts) (mustFlush bool) { return p.add(f, memberUpdate{}) }
+
+func (p *polled) add(f frameParts, of memberUpdate) (mustFlush bool) {
 	p.mu.Lock()
 	if p.state == pollUpgraded {
 		p.mu.Unlock()
-		return p.socket.queueParts(f)
+		return p.socket.add(f, of)
 	}
-	fits := p.hold(f)
+	fits := p.hold(f, of)
 	mustFlush = p.open != nil
 	p.mu.Unlock()
 	if !fits {
@@ -134,21 +131,35 @@ func (p *polled) tooSlow() {
 }
 
 // hold is queue under mu, before an upgrade. It reports whether f is within the limit.
-func (p *polled) hold(f frameParts) bool {
+func (p *polled) hold(f frameParts, of memberUpdate) bool {
+	p.skip(of)
+	if p.unsent.bytes < pollPiece {
+		of = memberUpdate{} // the client is not behind
+	}
 	n, limit := messageBytes(f), p.sockets.MaxUnsentBytes
 	switch {
 	case p.state == pollClosed:
 	case p.unsent.exceeds(n, limit):
 		return false
 	default:
-		p.unsent.add(n, limit)
-		p.waiting = append(p.waiting, f)
+		large := p.unsent.add(n, limit)
+		if p.waiting.add(f, of); large {
+			p.waiting.pin()
+		}
 		p.sockets.Unsent.add(p, f...)
 		if p.open == nil && p.stalled == nil && p.unsent.bytes > 0 {
 			p.stalled = time.AfterFunc(p.sockets.WriteTimeout, p.checkStalled)
 		}
 	}
 	return true
+}
+
+// skip removes the update that waits of an incarnation, if there is one: a later one is added. Call it under mu.
+func (p *polled) skip(of memberUpdate) {
+	if f, found := p.waiting.skip(of); found {
+		p.unsent.skip(messageBytes(f))
+		p.sockets.Unsent.remove(p, f...)
+	}
 }
 
 // checkStalled closes a client that has not polled for the timeout, although messages wait for it.
@@ -182,11 +193,11 @@ func (p *polled) flush() {
 
 // answerPoll answers the open poll, if there is one and something waits. Call it under mu, before an upgrade.
 func (p *polled) answerPoll() {
-	if p.open == nil || len(p.waiting) == 0 {
+	if p.open == nil || p.waiting.len() == 0 {
 		return
 	}
-	p.open <- p.waiting
-	p.open, p.waiting = nil, nil
+	p.open <- p.waiting.takeAll()
+	p.open = nil
 }
 
 // endPoll answers the open poll, if there is one, with a packet that has no data. Call it under mu, before an upgrade.
@@ -218,8 +229,8 @@ func (p *polled) shut(why closeError) {
 	defer p.mu.Unlock()
 	if p.state == pollOnly || p.state == pollProbing {
 		p.endPoll(p.goodbye())
-		p.forget(p.waiting)
-		p.state, p.waiting = pollClosed, nil
+		p.forget(p.waiting.takeAll())
+		p.state = pollClosed
 		p.resume()
 		p.ended(why)
 	}
@@ -468,12 +479,13 @@ func (p *polled) switchTo(x *webSocket) error {
 	}
 	_ = x.conn.SetReadDeadline(time.Time{})
 	p.endPoll(packetNoop)
-	for _, f := range p.waiting {
+	waiting := p.waiting.takeAll()
+	for _, f := range waiting {
 		x.queueParts(f)
 	}
 	x.flush()
-	p.forget(p.waiting)
-	p.state, p.waiting = pollUpgraded, nil
+	p.forget(waiting)
+	p.state = pollUpgraded
 	p.resume()
 	if p.final {
 		x.finish(errLeft)

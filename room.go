@@ -44,8 +44,8 @@ const (
 // receiver is a local socket as a room sees it. Its methods do not wait, and lock nothing that is held by who calls
 // into a room.
 type receiver interface {
-	ID() string // of the connection
-	queue(f frame) (mustFlush bool)
+	ID() string                                      // of the connection
+	queue(f frame, of memberUpdate) (mustFlush bool) // an update takes the place of one of the same incarnation, if the socket is behind
 	flush()
 	hold() (release func(first frameParts)) // keeps back what is queued from now on, until it is released behind first
 }
@@ -289,12 +289,15 @@ func (h *hub) touch(r *room) {
 }
 
 // cast queues a frame for receivers. It is written at the next flush.
-func (h *hub) cast(f frame, to []receiver) {
+func (h *hub) cast(f frame, to []receiver) { h.castUpdate(f, memberUpdate{}, to) }
+
+// castUpdate is cast for an update of a member: a receiver that is behind may be sent a later one in its place.
+func (h *hub) castUpdate(f frame, of memberUpdate, to []receiver) {
 	h.metrics.handed(len(to))
 	h.batch.mu.Lock()
 	defer h.batch.mu.Unlock()
 	for _, receiver := range to {
-		if receiver.queue(f) {
+		if receiver.queue(f, of) {
 			h.batch.dirty = append(h.batch.dirty, receiver)
 		}
 	}

@@ -126,7 +126,7 @@ type ear struct {
 
 func (e *ear) ID() string { return e.id }
 
-func (e *ear) queue(f frame) bool { return !e.held.keeps(f) && e.hear(f) }
+func (e *ear) queue(f frame, _ memberUpdate) bool { return !e.held.keeps(f) && e.hear(f) }
 
 func (e *ear) hold() (release func(frameParts)) {
 	end := e.held.begin()

@@ -70,7 +70,7 @@ const (
 // link carries a client's packets: a WebSocket's outbox, or a session that began with polling. None of its methods waits for the network, and none
 // calls the client back on the same goroutine.
 type link interface {
-	queue(f frame) (flush bool)
+	queue(f frame, of memberUpdate) (flush bool) // an update takes the place of one of the same incarnation, if the client is behind
 	queueParts(f frameParts) (flush bool)
 	flush()
 	finish(why closeError) // closes after what is queued has left
@@ -130,23 +130,24 @@ func (c *client) remoteAddr() string { return c.addr }
 
 // send sends one packet.
 func (c *client) send(f frame) {
-	if c.queue(f) {
+	if c.queue(f, memberUpdate{}) {
 		c.flush()
 	}
 }
 
 // queue puts f behind what was sent before. It reports whether the client needs a flush now: so that the frames of a batch
 // leave in one write.
-func (c *client) queue(f frame) bool {
-	return !c.held.keeps(f) && c.link.queue(f)
+func (c *client) queue(f frame, of memberUpdate) bool {
+	return !c.held.keeps(f) && c.link.queue(f, of)
 }
 
 // hold keeps back what is queued from now on, until release is called, once, with what goes before it; nil = nothing does.
 // There is one hold at a time.
 func (c *client) hold() (release func(first frameParts)) {
 	end := c.held.begin()
+	keep := func(f frame) bool { return c.link.queue(f, memberUpdate{}) } // updates too: they are few
 	return func(first frameParts) {
-		if end(func() bool { return first != nil && c.link.queueParts(first) }, c.link.queue) {
+		if end(func() bool { return first != nil && c.link.queueParts(first) }, keep) {
 			c.flush()
 		}
 	}
@@ -192,7 +193,7 @@ func (c *client) wasSilent() { c.ending.CompareAndSwap(0, 1+int32(endSilent)) }
 // disconnect says goodbye for good: after a DISCONNECT socket.io-client stays away.
 func (c *client) disconnect() {
 	c.ending.CompareAndSwap(0, 1+int32(endByServer))
-	if c.link.queue(newFrame([]byte{socketDisconnect})) { // whatever is held back
+	if c.link.queue(newFrame([]byte{socketDisconnect}), memberUpdate{}) { // whatever is held back
 		c.flush()
 	}
 	c.link.finish(errLeft)
@@ -347,7 +348,7 @@ func (c *client) welcome(auth []byte) error {
 	}
 	c.peer = p
 	c.stopWaiting()
-	flush := c.queue(newFrame([]byte{socketConnect}, fmt.Appendf(nil, `{"sid":%q}`, c.id)))
+	flush := c.queue(newFrame([]byte{socketConnect}, fmt.Appendf(nil, `{"sid":%q}`, c.id)), memberUpdate{})
 	c.connected.Store(true) // between the two: nothing precedes the answer, and who has the answer is known
 	if flush {
 		c.flush()

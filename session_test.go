@@ -423,7 +423,7 @@ func TestPanicsCloseOneClient(t *testing.T) {
 // nowhere is a link whose client is gone.
 type nowhere struct{}
 
-func (nowhere) queue(frame) bool { return false }
+func (nowhere) queue(frame, memberUpdate) bool { return false }
 
 func (nowhere) queueParts(frameParts) bool { return false }
 func (nowhere) flush()                     {}

@@ -7,7 +7,7 @@ import (
 )
 
 // slotBytes is what a queue holds for each part of a frame, besides the part.
-const slotBytes = 48
+const slotBytes = 128
 
 // backlog counts the bytes that wait for one client. One message alone may be larger than the limit, and does not count against
 // what comes behind it.
@@ -27,17 +27,22 @@ func (b *backlog) exceeds(n, limit int) bool {
 	return b.bytes-b.large+n > limit
 }
 
-func (b *backlog) add(n, limit int) {
+// add counts a message, and tells whether it is larger than the limit. Those before it must not be skipped any more.
+func (b *backlog) add(n, limit int) (large bool) {
 	b.bytes += n
 	if n > limit {
 		b.large = b.bytes
 	}
+	return limit > 0 && n > limit
 }
 
 func (b *backlog) sub(n int) {
 	b.bytes -= n
 	b.large = max(0, b.large-n)
 }
+
+// skip takes back a message of n bytes that waits behind all that are larger than the limit.
+func (b *backlog) skip(n int) { b.bytes -= n }
 
 // slowClient is a client that has frames waiting.
 type slowClient interface {

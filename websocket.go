@@ -21,14 +21,15 @@ import (
 )
 
 const (
-	readBuffer = 256         // bytes; nearly every frame of a client fits, and an idle connection pays for no more
-	readStep   = 4096        // bytes; a frame's announced length alone makes nobody allocate more than this
-	linger     = time.Second // for a client to take the last frames before its connection is closed
-	lingerFor  = 128 << 10   // bytes that it may still send meanwhile
-	maxGather  = 1024        // frames of one writev: IOV_MAX of Linux
-	partBytes  = 256         // that a message's fragments have on average at least, but for the first
-	freeParts  = 4096        // those: a client may send a small message byte by byte
-	keptQueue  = 16          // slots of an empty queue that are kept for the next frames
+	readBuffer  = 256         // bytes; nearly every frame of a client fits, and an idle connection pays for no more
+	readStep    = 4096        // bytes; a frame's announced length alone makes nobody allocate more than this
+	linger      = time.Second // for a client to take the last frames before its connection is closed
+	lingerFor   = 128 << 10   // bytes that it may still send meanwhile
+	maxGather   = 1024        // frames of one writev: IOV_MAX of Linux
+	partBytes   = 256         // that a message's fragments have on average at least, but for the first
+	freeParts   = 4096        // those: a client may send a small message byte by byte
+	refillBytes = 64 << 10    // of the frames that are handed to a kernel that was full
+	keptQueue   = 16          // slots of an empty queue that are kept for the next frames
 )
 
 // closeError is why a WebSocket has to end, as its close frame tells the client.
@@ -392,10 +393,11 @@ type outbox struct {
 	take    time.Duration         // for the client to accept all that waits at one moment
 	total   *unsent               // counts what the kernel did not take
 
-	mu       sync.Mutex // only that of unsent is locked under it
-	queued   [][]byte   // the first one may be partly written
-	backlog  backlog    // in queued
-	promised bool       // somebody is going to flush
+	mu       sync.Mutex    // only that of unsent is locked under it
+	queued   [][]byte      // the first one may be partly written
+	waiting  waitingFrames // behind those in queued, while draining
+	backlog  backlog       // in queued and waiting
+	promised bool          // somebody is going to flush
 	draining chan struct{}
 	mark     int       // bytes of the queue that the client has to accept
 	markBy   time.Time // by then
@@ -407,31 +409,64 @@ type outbox struct {
 
 // send writes f, or what the kernel takes of it.
 func (o *outbox) send(f frame) {
-	if o.queue(f) {
+	if o.queue(f, memberUpdate{}) {
 		o.flush()
 	}
 }
 
 // queue adds f and reports whether the caller has to flush. A client that has let more than limit bytes pile up is cut. One
-// message alone may be larger, and does not count against what comes behind it.
-func (o *outbox) queue(f frame) bool { return o.queueParts(frameParts{f}) }
+// message alone may be larger, and does not count against what comes behind it. An update takes the place of one of the same
+// incarnation that waits for a kernel that was full.
+func (o *outbox) queue(f frame, of memberUpdate) bool { return o.add(frameParts{f}, of) }
 
 // queueParts is queue for a frame in parts.
-func (o *outbox) queueParts(f frameParts) bool {
+func (o *outbox) queueParts(f frameParts) bool { return o.add(f, memberUpdate{}) }
+
+func (o *outbox) add(f frameParts, of memberUpdate) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	if !o.ended {
+		o.skip(of)
+	}
 	size := f.size()
 	if !o.fits(size) {
 		return false
 	}
-	o.queued = append(o.queued, f...)
-	o.backlog.add(size, o.limit)
+	large := o.backlog.add(size, o.limit)
 	if o.draining != nil {
 		o.total.add(o, f...)
+		if o.waiting.add(f, of); large {
+			o.waiting.pin()
+		}
+		return false
 	}
-	first := !o.promised && o.draining == nil
-	o.promised = o.promised || first
+	o.queued = append(o.queued, f...)
+	first := !o.promised
+	o.promised = true
 	return first
+}
+
+// skip removes the update that waits of an incarnation, if there is one: a later one is added. Call it under mu.
+func (o *outbox) skip(of memberUpdate) {
+	if f, found := o.waiting.skip(of); found {
+		o.backlog.skip(f.size())
+		o.mark = min(o.mark, o.backlog.bytes)
+		o.total.remove(o, f...)
+	}
+}
+
+// refill takes the next frames that wait into an empty queue, and tells whether there is something to write. It takes about as
+// many as the kernel takes at once, because those in the queue are not skipped any more. Call it under mu.
+func (o *outbox) refill() bool {
+	if len(o.queued) > 0 {
+		return true
+	}
+	for bytes := 0; bytes < refillBytes && len(o.queued) < maxGather && o.waiting.len() > 0; {
+		f := o.waiting.next()
+		o.queued = append(o.queued, f...)
+		bytes += f.size()
+	}
+	return len(o.queued) > 0
 }
 
 // fits tells whether a message of n bytes is to be queued, and cuts the client if it reads too slowly for that. Call it under mu.
@@ -473,7 +508,7 @@ func (o *outbox) write() {
 
 // writeOnce writes until the queue is empty or the kernel takes no more. Call it under mu.
 func (o *outbox) writeOnce(fd uintptr) bool {
-	for len(o.queued) > 0 {
+	for o.refill() {
 		n, err := writev(fd, o.queued[:min(len(o.queued), maxGather)])
 		switch {
 		case err == nil:
@@ -541,7 +576,7 @@ func (o *outbox) drain(done chan struct{}) {
 		if err != nil || o.cause != nil {
 			o.kill(err)
 		}
-		if len(o.queued) == 0 {
+		if o.backlog.bytes == 0 {
 			_ = o.conn.SetWriteDeadline(time.Time{})
 			o.draining = nil
 			o.mu.Unlock()
@@ -577,7 +612,7 @@ func (o *outbox) push() error {
 // pushPlain is push for a connection that is no file descriptor.
 func (o *outbox) pushPlain() error {
 	o.mu.Lock()
-	if len(o.queued) == 0 {
+	if !o.refill() {
 		o.mu.Unlock()
 		return nil
 	}
@@ -638,6 +673,9 @@ func (o *outbox) kill(cause error) {
 	o.ended, o.gone = true, true
 	if o.draining != nil {
 		o.total.remove(o, o.queued...)
+	}
+	for _, f := range o.waiting.takeAll() {
+		o.total.remove(o, f...)
 	}
 	o.queued, o.backlog = nil, backlog{}
 	_ = o.conn.Close()

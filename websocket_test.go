@@ -342,7 +342,7 @@ func TestOutboxKeepsOrderOverAFullKernel(t *testing.T) {
 	for i, f := range numbered(n, size) {
 		if i%3 == 0 {
 			x.send(f)
-		} else if x.queue(f) && i%3 == 2 {
+		} else if x.queue(f, memberUpdate{}) && i%3 == 2 {
 			x.flush()
 		}
 	}
@@ -356,7 +356,7 @@ func TestOutboxJoinsMoreThanOneWriteTakes(t *testing.T) {
 	const n, size = 2*maxGather + 7, 3
 	flushes := 0
 	for _, f := range numbered(n, size) {
-		if x.queue(f) {
+		if x.queue(f, memberUpdate{}) {
 			flushes++
 		}
 	}
@@ -405,7 +405,7 @@ func TestOutboxBound(t *testing.T) {
 	t.Run("a batch that the kernel would take is no reason", func(t *testing.T) {
 		x, client := socketPair(t, func(o *socketOptions) { o.MaxUnsentBytes = 500 })
 		for _, f := range numbered(100, 100) {
-			x.queue(f)
+			x.queue(f, memberUpdate{})
 		}
 		x.flush()
 		wantNumbered(t, client, 100, 100)
