@@ -58,13 +58,13 @@ var mutants = []mutant{
 	{"an update that was missed is not told", "room.go", "case old.Rev == e.Rev:", "case old.Rev == e.Rev || MUTANT:", 0},
 	{"a snapshot keeps old heartbeats", "room.go", "> r.hub.freshFor && !r.inPages(w) {", "> r.hub.freshFor && !r.inPages(w) && !MUTANT {", aboutPauses},
 	{"frames of a batch stay queued", "room.go", "r.try(r.settle)\n\t}\n\th.flush()", "r.try(r.settle)\n\t}\n\tif !MUTANT {\n\t\th.flush()\n\t}", 0},
-	{"any epoch is taken", "handlers.go", "if p.HasEpoch && p.Epoch != m.Epoch {", "if p.HasEpoch && p.Epoch != m.Epoch && !MUTANT {", 0},
+	{"any epoch is taken", "handle_heartbeat.go", "if p.HasEpoch && p.Epoch != m.Epoch {", "if p.HasEpoch && p.Epoch != m.Epoch && !MUTANT {", 0},
 	{"who was kicked goes on hearing", "listeners.go", "if c.Reason == ReasonKicked {", "if c.Reason == ReasonKicked && !MUTANT {", aboutKicks},
-	{"who was kicked is refused before what came earlier", "handlers.go", "m.room.reach(ctx, m.kickedAt)", "m.room.reach(ctx, map[bool]int64{false: m.kickedAt}[MUTANT])", aboutKicks},
-	{"a kick whose message was lost is not told", "handlers.go", "m.room.tellKicked(m.Conn, m.Epoch, m.kickedAt)", "if !MUTANT {\n\t\tm.room.tellKicked(m.Conn, m.Epoch, m.kickedAt)\n\t}", aboutKicks},
-	{"a goodbye waits for the grace", "handlers.go", "if (reason == endAbrupt || reason == endSilent) && grace > 0 {", "if (reason == endAbrupt || reason == endSilent || MUTANT) && grace > 0 {", aboutGrace},
+	{"who was kicked is refused before what came earlier", "handle_heartbeat.go", "m.room.reach(ctx, m.kickedAt)", "m.room.reach(ctx, map[bool]int64{false: m.kickedAt}[MUTANT])", aboutKicks},
+	{"a kick whose message was lost is not told", "handle_heartbeat.go", "m.room.tellKicked(m.Conn, m.Epoch, m.kickedAt)", "if !MUTANT {\n\t\tm.room.tellKicked(m.Conn, m.Epoch, m.kickedAt)\n\t}", aboutKicks},
+	{"a goodbye waits for the grace", "handle_leave.go", "if (reason == endAbrupt || reason == endSilent) && grace > 0 {", "if (reason == endAbrupt || reason == endSilent || MUTANT) && grace > 0 {", aboutGrace},
 	{"a hold is not ended in time", "owed.go", "if l.held {", "if l.held && !MUTANT {", aboutGrace},
-	{"a join of unknown outcome is not taken back", "handlers.go", "if len(before) > 0 || isUnavailable(err) {", "if !MUTANT && (len(before) > 0 || isUnavailable(err)) {", aboutLateCalls},
+	{"a join of unknown outcome is not taken back", "handle_join.go", "if len(before) > 0 || isUnavailable(err) {", "if !MUTANT && (len(before) > 0 || isUnavailable(err)) {", aboutLateCalls},
 }
 
 // awake is the mutant of the program that lives, "" for none.

@@ -2,8 +2,13 @@ package main
 
 import (
 	"context"
+	"crypto/sha1"
+	"embed"
+	"encoding/hex"
 	"errors"
 	"maps"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -120,4 +125,137 @@ func (s *Service) masterAddress(ctx context.Context, key string) (string, error)
 		return "", err
 	}
 	return master.Options().Addr, nil
+}
+
+//go:embed lua/*.lua
+var luaFiles embed.FS
+
+// script is one Lua script in two forms: with the flags that Redis 7 checks, and without for older servers.
+type script struct {
+	name           string
+	index          string // the types of the outer indices that it works on; "" = it works on a room
+	holds          bool   // its KEYS are keysWithHeld
+	tells          bool   // its answer may end with what lua/tell.lua adds
+	flagged, plain scriptText
+}
+
+type scriptText struct {
+	source, sha string
+}
+
+type scripts struct {
+	join, heartbeat, patch, restore, remove, hold, overdue, mend          *script
+	read, pulse, places                                                   *script
+	kick, count, find                                                     *script
+	indexRoom, claimRooms, settleRooms, indexUser, unindexUser, mendIndex *script
+	owned, renewLease, noteRooms, claimNodes, forgetNode, probe           *script
+	probeMore                                                             *script
+}
+
+// scriptKind is the first line of a script: with flags, and for servers before Redis 7.
+type scriptKind struct {
+	flags, plain string
+}
+
+// loadScripts loads every script. With tell, those that write joins and leaves return what they have written.
+//
+// What only reads, refreshes or removes must work on a Redis that has no memory left: else the reaper culls members there
+// whose heartbeats are refused. Redis 7 has a flag for that. Servers before refuse the first write of a script if it is one
+// that may take memory, and none after it, so that one goes first that takes none and changes nothing: conn_meta never has
+// a TTL, and nothing in an index is named "".
+func loadScripts(tell bool) scripts {
+	loadTelling := loadScript
+	if tell {
+		loadTelling = loadTellingScript
+	}
+	writes := scriptKind{"#!lua\n", ""}
+	alwaysWorks := scriptKind{"#!lua flags=allow-oom\n", "redis.call('PERSIST', KEYS[1])\n"}
+	indexWorks := scriptKind{"#!lua flags=allow-oom\n", "redis.call('ZREM', KEYS[1], '')\n"}
+	deletes := scriptKind{"#!lua flags=allow-oom\n", ""}
+	probes := scriptKind{"#!lua flags=allow-oom\n", "redis.call('PERSIST', KEYS[2])\n"} // as alwaysWorks, on a key that is not there
+	return scripts{
+		join:        loadTelling(writes, "", "base", "room", "held", "join"),
+		heartbeat:   loadScript(alwaysWorks, "", "base", "heartbeat"),
+		patch:       loadScript(writes, "", "base", "room", "patch"),
+		restore:     loadTelling(writes, "", "base", "room", "restore"),
+		remove:      loadTelling(alwaysWorks, "", "base", "room", "held", "remove"),
+		hold:        loadScript(alwaysWorks, "", "base", "room", "held", "hold"),
+		read:        loadScript(alwaysWorks, "", "base", "room", "server", "loss", "read"),
+		places:      loadScript(deletes, "hash", "base", "server", "places"),
+		pulse:       loadScript(alwaysWorks, "", "base", "room", "server", "loss", "pulse"),
+		overdue:     loadScript(alwaysWorks, "", "base", "room", "overdue"),
+		kick:        loadTelling(alwaysWorks, "", "base", "room", "kick"),
+		count:       loadScript(alwaysWorks, "", "base", "room", "count"),
+		find:        loadScript(alwaysWorks, "", "base", "room", "find"),
+		owned:       loadScript(alwaysWorks, "", "base", "room", "owned"),
+		mend:        loadScript(alwaysWorks, "", "base", "room", "held", "loss", "mend"),
+		indexRoom:   loadScript(writes, "zset", "base", "index_room"),
+		claimRooms:  loadScript(indexWorks, "zset", "base", "claim_rooms"),
+		settleRooms: loadScript(indexWorks, "zset", "settle_rooms"),
+		indexUser:   loadScript(writes, "hash", "index_user"),
+		unindexUser: loadScript(deletes, "hash", "unindex_user"),
+		mendIndex:   loadScript(deletes, "", "base", "mend_index"),
+		renewLease:  loadScript(indexWorks, "zset hash", "base", "renew_lease"),
+		noteRooms:   loadScript(writes, "zset hash", "note_rooms"),
+		claimNodes:  loadScript(indexWorks, "zset", "base", "claim_nodes"),
+		forgetNode:  loadScript(deletes, "zset hash", "forget_node"),
+		probe:       loadScript(probes, "", "server", "probe"),
+		probeMore:   loadScript(writes, "", "server", "probe"), // as one that takes memory
+	}
+}
+
+// light gives the digests of the scripts whose work for one call is small whatever the room holds.
+func (s scripts) light() (digests []string) {
+	for _, sc := range []*script{s.join, s.heartbeat, s.patch, s.restore, s.remove, s.hold, s.indexRoom, s.indexUser, s.unindexUser, s.noteRooms, s.places, s.find} {
+		digests = append(digests, sc.flagged.sha, sc.plain.sha)
+	}
+	return digests
+}
+
+// loadScript joins files of lua/. They are part of the program, so a missing one is a mistake in this file.
+func loadScript(kind scriptKind, index string, files ...string) *script {
+	libraries, body := luaParts(files)
+	return newScript(kind, index, files, libraries+"local function run()\n"+body+"end\n"+luaText("answers"))
+}
+
+// loadTellingScript puts lua/tell.lua around the last file.
+func loadTellingScript(kind scriptKind, index string, files ...string) *script {
+	libraries, body := luaParts(files)
+	sc := newScript(kind, index, files, libraries+luaText("tell")+"local function change()\n"+body+"end\n"+
+		"local function run() return with_told(change) end\n"+luaText("answers"))
+	sc.tells = true
+	return sc
+}
+
+// luaParts are what stands before a script's function, and what the function does.
+func luaParts(files []string) (libraries, body string) {
+	last := len(files) - 1
+	return luaText(append([]string{"calls"}, files[:last]...)...), luaText(files[last])
+}
+
+func luaText(files ...string) string {
+	var source strings.Builder
+	for _, name := range files {
+		file, err := luaFiles.ReadFile("lua/" + name + ".lua")
+		if err != nil {
+			panic(err)
+		}
+		source.Write(file)
+	}
+	return source.String()
+}
+
+func newScript(kind scriptKind, index string, files []string, source string) *script {
+	return &script{
+		name:    files[len(files)-1],
+		index:   index,
+		holds:   slices.Contains(files, "held"),
+		flagged: newScriptText(kind.flags + source),
+		plain:   newScriptText(kind.plain + source),
+	}
+}
+
+func newScriptText(source string) scriptText {
+	sum := sha1.Sum([]byte(source))
+	return scriptText{source: source, sha: hex.EncodeToString(sum[:])}
 }

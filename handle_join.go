@@ -1,0 +1,125 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"time"
+)
+
+// join answers by itself when it worked: its acknowledgement has its place in the order of the room.
+func (c *connection) join(ctx context.Context, payload []byte, id ackID) ([]byte, error) {
+	var p joinPayload
+	var refused *Error
+	c.heavy.read(len(payload), func() { p, refused = decodeJoin(payload, c.service.options.Limits, c.grant.bearer()) })
+	if refused != nil {
+		return nil, refused
+	}
+	if err := cmp.Or(c.grant.checkUser(p.UserID), c.grant.checkRoom(p.RoomID)); err != nil {
+		return nil, err
+	}
+	if c.draining.Load() {
+		return nil, shuttingDown()
+	}
+	m, again := c.rooms[p.RoomID]
+	if !again {
+		if err := c.roomForOneMore(); err != nil {
+			return nil, err
+		}
+		m = &membership{room: c.hub.acquire(p.RoomID), mu: newTurn()}
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var before []Member // what an earlier join or leave left open
+	if !again {
+		m.room.own(c.client.ID(), m)
+		if before = c.owed.take(c.client.ID(), p.RoomID); len(before) > 0 {
+			m.Epoch, m.late = before[0].Epoch, before[0].Epoch == 0
+		}
+	}
+	arrived := time.Now()
+	wish := Member{Room: p.RoomID, User: p.UserID, Conn: c.client.ID(), State: p.State, Epoch: m.Epoch, late: m.late}
+	joined, err := c.enter(ctx, m.room, wish, p.tellingPayload, id)
+	switch {
+	case err == nil:
+		if again && m.User != joined.User {
+			c.metrics.left(ReasonReplaced, 1)
+		}
+		m.Member, m.unsure, m.over = joined, false, false
+		m.entered.Store(true)
+		m.silentAt = arrived.Add(c.service.options.Lookback)
+		c.rooms[p.RoomID] = m
+	case !again:
+		m.over = true
+		m.room.disown(c.client.ID())
+		c.hub.release(m.room)
+		if len(before) > 0 || isUnavailable(err) {
+			c.owed.add(joined, ReasonDisconnected)
+		}
+	case joined.Epoch > m.Epoch:
+		m.Member = joined
+	default:
+		m.unsure = m.unsure || isUnavailable(err)
+	}
+	return nil, err
+}
+
+// roomForOneMore refuses what would be one room too many: a watched one counts as well.
+func (c *connection) roomForOneMore() error {
+	if c.maxRooms > 0 && len(c.rooms)+len(c.watched) >= c.maxRooms {
+		return &Error{Code: CodeTooManyRooms, Message: fmt.Sprintf("a connection may be in %d rooms, or watch them", c.maxRooms)}
+	}
+	return nil
+}
+
+// enter writes a member and waits until this node's replica has it; then the acknowledgement goes out. When it fails, the
+// epoch says what is known: that of the new incarnation, or 0 if there may be none.
+func (c *connection) enter(ctx context.Context, r *room, wish Member, how tellingPayload, id ackID) (Member, error) {
+	floor, err := r.ready(ctx)
+	if err != nil {
+		return wish, err
+	}
+	err = r.index(ctx, func(ctx context.Context) error {
+		return c.service.indexRoom(ctx, wish.Room, c.service.options.Lookback)
+	})
+	if err != nil {
+		return wish, err
+	}
+	if wish.Node, err = c.lease.host(ctx, wish.Room); err != nil {
+		return wish, err
+	}
+	joined, err := c.service.join(ctx, wish, floor)
+	if err == nil {
+		err = c.keep(ctx, &joined, floor)
+	}
+	if err != nil {
+		joined.Epoch = 0
+		return joined, err
+	}
+	w := newWaiter(joined.Epoch, c.client, asMember, how.Mode, func(v *view) frameParts {
+		return c.joinAck(id, joined, v.page("", how.Limit), how.Limit == 0)
+	})
+	w.limit = how.Limit
+	return joined, r.admit(ctx, w)
+}
+
+// keep writes a new member once more if the node has lost its lease meanwhile: nobody puts back what was not there yet.
+func (c *connection) keep(ctx context.Context, m *Member, floor int64) error {
+	if m.Node == c.lease.name() {
+		return nil
+	}
+	var err error
+	if m.Node, err = c.lease.host(ctx, m.Room); err != nil {
+		return err
+	}
+	return c.service.restore(ctx, m, 0, floor)
+}
+
+// joinAck is the acknowledgement of a join. The whole room needs no counts.
+func (c *connection) joinAck(id ackID, m Member, first page, whole bool) frameParts {
+	b := appendText(nil, `{"ok":true,"self":{"connId":`, m.Conn)
+	b = append(appendNumber(b, `,"epoch":`, m.Epoch), '}')
+	b = appendNumber(b, `,"ttlMs":`, c.service.options.TTL.Milliseconds())
+	c.charge(&c.budget.joins, len(first.entries)/eventBytes)
+	return ackOf(id, first.appendHead(b, "snapshot", whole), first.entries, []byte{'}'})
+}

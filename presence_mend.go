@@ -1,0 +1,40 @@
+package main
+
+import (
+	"context"
+	"slices"
+	"strings"
+)
+
+func (s *Service) mend(ctx context.Context, sc *script, keys []string) (err error) {
+	if sc.index != "" {
+		var kinds []any
+		for _, kind := range strings.Fields(sc.index) {
+			kinds = append(kinds, kind)
+		}
+		_, err = s.call(ctx, s.scripts.mendIndex, keys, kinds)
+		return err
+	}
+	return s.mendRoom(ctx, sc, keys)
+}
+
+// mendRoom mends a room part by part. Whoever else finds the room unmended meanwhile goes on where this one is.
+func (s *Service) mendRoom(ctx context.Context, sc *script, keys []string) error {
+	keys = slices.DeleteFunc(slices.Clone(keys), func(key string) bool { return strings.HasPrefix(key, kickPrefix) })
+	grace := s.options.Grace > 0
+	if grace && !sc.holds {
+		keys = append(keys, keysOf(roomOfKeys(keys)).held())
+	}
+	for ctx.Err() == nil {
+		answer, err := s.call(ctx, s.scripts.mend, keys, []any{grace, s.partOfRoom()})
+		if err != nil || answer.verdict() == "ok" {
+			return err
+		}
+	}
+	return ctx.Err()
+}
+
+// partOfRoom is how many members, with their states, a script reads in one step when it does not return these.
+func (s *Service) partOfRoom() int {
+	return min(max(sweepBytes/s.options.Limits.StateBytes, 10), sweepMembers)
+}

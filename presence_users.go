@@ -1,0 +1,191 @@
+package main
+
+import (
+	"context"
+	"maps"
+	"sync"
+	"time"
+)
+
+// indexRoom makes sure that a reaper looks at the room before a member of it can be overdue for long.
+func (s *Service) indexRoom(ctx context.Context, room string, life time.Duration) error {
+	_, err := s.run(ctx, s.scripts.indexRoom, []string{activeRoomsKey}, room, life.Milliseconds())
+	return err
+}
+
+// note makes sure that the index of its user tells of m, until the next call a lookback later.
+func (s *Service) note(ctx context.Context, m *Member, epoch int64) error {
+	now := time.Now()
+	if now.Sub(m.noted) < s.options.Lookback {
+		return nil
+	}
+	if err := s.indexUser(ctx, *m, epoch); err != nil {
+		return err
+	}
+	m.noted = now
+	return nil
+}
+
+// indexUser notes where the user is going to be, with an epoch that is not above that of the connection there.
+func (s *Service) indexUser(ctx context.Context, m Member, epoch int64) error {
+	_, err := s.run(ctx, s.scripts.indexUser, []string{userKey(m.User)},
+		userField(m.Room, m.Conn), epoch, 2*s.options.Lookback.Milliseconds(), s.announce)
+	return err
+}
+
+// unindexUser forgets where a user was.
+func (s *Service) unindexUser(ctx context.Context, gone Member) {
+	_ = s.unindexPlaces(ctx, gone.User, map[string]departure{userField(gone.Room, gone.Conn): {epoch: gone.Epoch}})
+}
+
+// unindexPlaces forgets many at once. The index may hold too much, so a failure is no harm but that who watches the user
+// learns late.
+func (s *Service) unindexPlaces(ctx context.Context, user string, places map[string]departure) error {
+	args := make([]any, 0, 1+2*len(places))
+	args = append(args, s.announce)
+	for field, d := range places {
+		args = append(args, field, d.epoch)
+	}
+	_, err := s.run(ctx, s.scripts.unindexUser, []string{userKey(user)}, args...)
+	if err != nil {
+		s.options.Logger.Debug("a user's index keeps connections that left", "error", err)
+	}
+	return err
+}
+
+const (
+	// How long the places that members left stay in their users' indices.
+	departedPause = 100 * time.Millisecond
+
+	// Indices that are tidied at the same time, and for how long at most.
+	departedWorkers = 32
+	departedTime    = time.Second
+
+	// Pause before those are tried again that could not be tidied.
+	departedAgain = time.Second
+)
+
+// departed are places that members left whom their owner removed: nobody puts those back. They are taken out of their
+// users' indices a little later, many at once, and not at all if the member comes back before.
+type departed struct {
+	mu    sync.Mutex
+	users map[string]map[string]departure // by user and field
+	busy  bool
+}
+
+type departure struct {
+	epoch int64
+	noted time.Time
+}
+
+// recall strikes a place to which its member comes back, and tells when the index was told of it. Zero = it is not there.
+func (d *departed) recall(m Member) (noted time.Time) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	field := userField(m.Room, m.Conn)
+	noted = d.users[m.User][field].noted
+	if delete(d.users[m.User], field); len(d.users[m.User]) == 0 {
+		delete(d.users, m.User)
+	}
+	return noted
+}
+
+// take hands over all places. There are none when it says that nobody is busy with them any more.
+func (d *departed) take() (users map[string]map[string]departure, busy bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	users, d.users = d.users, nil
+	d.busy = len(users) > 0
+	return users, d.busy
+}
+
+// unindexLater forgets in a while where users were.
+func (s *Service) unindexLater(gone []Member, noted time.Time) {
+	s.left.mu.Lock()
+	defer s.left.mu.Unlock()
+	for _, m := range gone {
+		if s.left.users == nil {
+			s.left.users = map[string]map[string]departure{}
+		}
+		if s.left.users[m.User] == nil {
+			s.left.users[m.User] = map[string]departure{}
+		}
+		s.left.users[m.User][userField(m.Room, m.Conn)] = departure{m.Epoch, noted}
+	}
+	if !s.left.busy && len(gone) > 0 && s.ctx.Err() == nil {
+		s.left.busy = true
+		s.work.Go(func() { keepRunning(s.ctx, s.options.Logger, "index of users", s.tidy, nil) })
+	}
+}
+
+// tidy takes out what members left, until there is nothing more. At the end of the service it does so at once.
+func (s *Service) tidy() {
+	for {
+		pause(s.ctx, departedPause)
+		users, busy := s.left.take()
+		if !busy {
+			return
+		}
+		if failed := s.unindexAll(users); len(failed) > 0 && s.ctx.Err() == nil {
+			s.left.putBack(failed)
+			pause(s.ctx, departedAgain)
+		}
+	}
+}
+
+// putBack takes places that were perhaps not taken out, unless something newer is known of them. Whoever comes back is noted anew.
+func (d *departed) putBack(users map[string]map[string]departure) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.users == nil {
+		d.users = map[string]map[string]departure{}
+	}
+	for user, places := range users {
+		for field, p := range places {
+			places[field] = departure{epoch: p.epoch}
+		}
+		maps.Copy(places, d.users[user])
+		d.users[user] = places
+	}
+}
+
+// placesOf are the places that members left, by user and field.
+func placesOf(gone []Member) map[string]map[string]departure {
+	users := map[string]map[string]departure{}
+	for _, m := range gone {
+		if users[m.User] == nil {
+			users[m.User] = map[string]departure{}
+		}
+		users[m.User][userField(m.Room, m.Conn)] = departure{epoch: m.Epoch}
+	}
+	return users
+}
+
+// unindexAll gives those back that it could not take out. After a failure it tries no further.
+func (s *Service) unindexAll(users map[string]map[string]departure) (failed map[string]map[string]departure) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(s.ctx), departedTime)
+	defer cancel()
+	var work sync.WaitGroup
+	var mu sync.Mutex
+	slots := make(chan struct{}, departedWorkers)
+	for user, places := range users {
+		slots <- struct{}{}
+		work.Go(func() {
+			defer func() { <-slots }()
+			done := false
+			panics(s.options.Logger, "index of users", func() { done = ctx.Err() == nil && s.unindexPlaces(ctx, user, places) == nil })
+			if done {
+				return
+			}
+			cancel()
+			mu.Lock()
+			defer mu.Unlock()
+			if failed == nil {
+				failed = map[string]map[string]departure{}
+			}
+			failed[user] = places
+		})
+	}
+	work.Wait()
+	return failed
+}
