@@ -44,6 +44,7 @@ type Config struct {
 	MaxInputBytesPerSecond   int // 0 = no limit
 	MaxUnsentBytes           int
 	MaxUnsentTotalBytes      int // 0 = a quarter of the memory that the process may use
+	MaxRoomBytesPerSecond    int // 0 = no limit
 	MaxConnections           int // 0 = no limit
 	MaxConnectionsPerAddress int // 0 = no limit
 
@@ -212,6 +213,7 @@ func settings() []setting {
 		integer("PRESENCE_MAX_POLL_BYTES", mebibyte, 256, 64*mebibyte, func(c *Config) *int { return &c.MaxPollBytes }),
 		integer("PRESENCE_MAX_UNSENT_BYTES", mebibyte, 1, 1024*mebibyte, func(c *Config) *int { return &c.MaxUnsentBytes }),
 		withoutDefault(integer("PRESENCE_MAX_UNSENT_TOTAL_BYTES", 0, 1, math.MaxInt, func(c *Config) *int { return &c.MaxUnsentTotalBytes })),
+		integer("PRESENCE_MAX_ROOM_BYTES_PER_SECOND", 0, 0, math.MaxInt, func(c *Config) *int { return &c.MaxRoomBytesPerSecond }),
 		integer("PRESENCE_MAX_CONNECTIONS", 0, 0, many, func(c *Config) *int { return &c.MaxConnections }),
 		integer("PRESENCE_MAX_CONNECTIONS_PER_ADDRESS", 0, 0, many, func(c *Config) *int { return &c.MaxConnectionsPerAddress }),
 		{name: "PRESENCE_ORIGINS", defaultText: "*", allowed: "* or a comma-separated list of origins such as https://example.org:8443, null or file://", set: setOrigins},

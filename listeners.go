@@ -15,7 +15,7 @@ const (
 type seat struct {
 	chosen [roles]eventMode
 	at     int   // in the list of its mode
-	span   int64 // of the window in which it began, if it gets batches
+	span   int64 // of the window in which it began, if it gets batches or each event
 }
 
 // mode is the one of its roles that tells most.
@@ -30,16 +30,18 @@ func (s seat) empty() bool { return s.chosen == [roles]eventMode{} }
 // in it and one write for each socket, however many events there were. Who begins within a window gets a frame of what
 // changed since then; the window of the others does not end sooner for that.
 type listeners struct {
-	room    *room
-	seats   map[receiver]seat
-	members int // seats that are in the room
-	lists   [modeAll + 1][]receiver
-	quiet   map[string]receiver // members that hear of no single member, by connection id: only of their own removal
-	window  window
-	batch   pace
-	count   pace
-	told    tally              // the last count that went out
-	others  map[receiver]tally // receivers of counts that were told another one last
+	room      *room
+	seats     map[receiver]seat
+	members   int // seats that are in the room
+	lists     [modeAll + 1][]receiver
+	quiet     map[string]receiver // members that hear of no single member, by connection id: only of their own removal
+	window    window
+	batch     pace
+	rate      pace   // of updates to those who get each event
+	collected window // updates that wait for that
+	count     pace
+	told      tally              // the last count that went out
+	others    map[receiver]tally // receivers of counts that were told another one last
 }
 
 // pace keeps the time between two batches, or two counts.
@@ -90,6 +92,8 @@ func (l *listeners) dismiss(to receiver, as role) {
 		l.seats[to] = rest
 		l.hush(to, rest)
 	default:
+		l.catchUp(to)
+		s = l.seats[to]
 		told := l.knownTo(s)
 		l.unlist(to, s)
 		l.list(to, rest, told)
@@ -118,6 +122,10 @@ func (l *listeners) list(to receiver, s seat, told tally) {
 	s.at = len(l.lists[mode])
 	l.lists[mode] = append(l.lists[mode], to)
 	switch mode {
+	case modeAll:
+		if s.span = l.collected.last; !l.collected.empty() {
+			s.span = l.collected.begin(tally{})
+		}
 	case modeBatch:
 		s.span = l.window.begin(l.room.replica.tally())
 	case modeCount:
@@ -150,6 +158,10 @@ func (l *listeners) unlist(to receiver, s seat) {
 	l.seats[last], list[s.at], list[len(list)-1] = moved, last, nil
 	l.lists[s.mode()] = list[:len(list)-1]
 	switch s.mode() {
+	case modeAll:
+		if !l.collected.empty() {
+			l.collected.end(s.span)
+		}
 	case modeBatch:
 		l.window.end(s.span)
 	case modeCount:
@@ -158,7 +170,7 @@ func (l *listeners) unlist(to receiver, s seat) {
 	delete(l.quiet, to.ID())
 }
 
-// again has a receiver of batches begin anew: it has been told everything.
+// again has a receiver of batches, or of each event, begin anew: it has been told everything.
 func (l *listeners) again(to receiver) {
 	s := l.seats[to]
 	l.unlist(to, s)
@@ -213,9 +225,7 @@ func (l *listeners) collect(set map[receiver]bool) {
 // tell passes a change on to those who want each, and keeps it for the others.
 func (l *listeners) tell(c change) {
 	h := l.room.hub
-	if list := l.lists[modeAll]; len(list) > 0 {
-		h.castUpdate(h.encode.event(c.Event), l.updateOf(c.Event), list)
-	}
+	l.tellEach(c)
 	if len(l.lists[modeBatch]) > 0 {
 		l.window.note(c)
 	}
@@ -228,14 +238,6 @@ func (l *listeners) tell(c change) {
 	if c.Reason == ReasonKicked {
 		l.expel(c.Event)
 	}
-}
-
-// updateOf tells whose update an event is, if it is one.
-func (l *listeners) updateOf(e Event) (of memberUpdate) {
-	if e.Type == EventUpdate {
-		of = memberUpdate{l.room.id, e.ConnID, e.Epoch}
-	}
-	return of
 }
 
 // member is the local receiver of a connection that is in the room, nil if there is none.
@@ -281,6 +283,9 @@ func (l *listeners) settle() {
 	if !l.window.empty() && l.due(&l.batch, now) {
 		l.sendBatch(now)
 	}
+	if !l.collected.empty() && l.due(&l.rate, now) {
+		l.tellCollected()
+	}
 	t := l.room.replica.tally()
 	if len(l.lists[modeCount]) > 0 && (t != l.told || len(l.others) > 0) && l.due(&l.count, now) {
 		l.sendCount(now, t)
@@ -289,33 +294,35 @@ func (l *listeners) settle() {
 
 // sendBatch ends the window.
 func (l *listeners) sendBatch(now time.Time) {
-	lists := l.bySpan()
+	l.bySpan(&l.window, l.lists[modeBatch], func(all changes, to []receiver) {
+		if l.castBatch(all, to) {
+			l.batch.next = now.Add(l.room.hub.batchEvery)
+		}
+	})
+	l.window.restart(l.room.replica.tally())
+}
+
+// bySpan tells receivers what changed since the span of the window in which they began. The window must end then.
+func (l *listeners) bySpan(w *window, list []receiver, tell func(changes, []receiver)) {
+	lists := [][]receiver{list}
+	if len(w.spans) > 1 {
+		lists = make([][]receiver, len(w.spans))
+		for _, to := range list {
+			i := w.find(l.seats[to].span)
+			lists[i] = append(lists[i], to)
+		}
+	}
 	var all changes
 	for i := len(lists) - 1; i >= 0; i-- {
-		touched := l.window.spans[i].touched
+		touched := w.spans[i].touched
 		if all != nil {
 			touched.add(all)
 		}
 		all = touched
-		if len(lists[i]) > 0 && l.castBatch(all, lists[i]) {
-			l.batch.next = now.Add(l.room.hub.batchEvery)
+		if len(lists[i]) > 0 {
+			tell(all, lists[i])
 		}
 	}
-	l.window.restart(l.room.replica.tally())
-}
-
-// bySpan are those who get batches, by the span of the window in which they began.
-func (l *listeners) bySpan() [][]receiver {
-	w := &l.window
-	if len(w.spans) == 1 {
-		return [][]receiver{l.lists[modeBatch]}
-	}
-	lists := make([][]receiver, len(w.spans))
-	for _, to := range l.lists[modeBatch] {
-		i := w.find(l.seats[to].span)
-		lists[i] = append(lists[i], to)
-	}
-	return lists
 }
 
 // castBatch sends the net effect of changes, if there is one, as one frame.

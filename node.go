@@ -173,6 +173,7 @@ func (n *node) wireRooms(config Config) {
 	n.lease = newLease(n.service, config.NodeLease, n.log)
 	n.hub = newHub(n.service, encoders{presenceFrame, batchFrame, countFrame}, config.TTL/4, n.log)
 	n.hub.batchEvery = config.Batch
+	n.hub.roomBytes = config.MaxRoomBytesPerSecond
 	n.hub.deserted = n.lease.leave
 	n.hub.metrics = n.metrics
 	n.healer = newHealer(n.service, n.hub, n.lease, n.log)

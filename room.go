@@ -84,6 +84,7 @@ type hub struct {
 	freshFor   time.Duration     // age up to which lastSeenMs of a replica is good enough for a snapshot
 	batchEvery time.Duration     // between two batches of a room
 	countEvery time.Duration     // between two counts of a room
+	roomBytes  int               // of events per second and room; beyond it updates are collected; 0 = no limit
 	log        *slog.Logger
 	metrics    *metrics // nil = nobody counts
 
@@ -506,6 +507,7 @@ func (r *room) enqueue(w *waiter) {
 			_ = r.giveUp(w, nil)
 		}
 	}()
+	defer r.hub.flush()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.waiters = append(r.waiters, w)
@@ -618,6 +620,7 @@ func (r *room) answer() {
 			rest = append(rest, w)
 			continue
 		}
+		r.listeners.catchUp(w.to)
 		w.show(r.current())
 		switch {
 		case w.glances:
@@ -648,6 +651,7 @@ func (r *room) forget() {
 
 // leave ends what the receiver gets in a role. Frames that are queued for it stay.
 func (r *room) leave(to receiver, as role) {
+	defer r.hub.flush()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.listeners.dismiss(to, as)
