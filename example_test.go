@@ -112,9 +112,8 @@ func buildExample(t *testing.T) (server, client string) {
 	for _, name := range []string{"README.md", "go.mod", "go.sum", "main.go", "socket.go", "client"} {
 		copyInto(t, dir, filepath.Join(exampleDir, name), name)
 	}
-	for _, name := range embeddable {
-		copyInto(t, root, name, name)
-	}
+	copyEmbeddable(t, root)
+	copyInto(t, root, "presence_test.go", "presence_test.go") // the command has to leave it out
 	commands := regexp.MustCompile(`^(.*)\nREDIS_URL=\S+ PORT=\S+ go run \.\n$`).FindStringSubmatch(codeBlock(t, readText(t, exampleDir+"/README.md"), "sh"))
 	if commands == nil {
 		t.Fatal("the README has other commands than one that copies and one that runs")
