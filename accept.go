@@ -7,7 +7,6 @@ import (
 	"net/http"
 	"net/netip"
 	"slices"
-	"sync"
 )
 
 // spareConns is how many connections are taken beyond the limit, to answer for the health of the node only.
@@ -47,7 +46,7 @@ type boundedListener struct {
 	limits   acceptLimits
 	refusals *refusals
 
-	mu      sync.Mutex
+	mu      mutex[ofNone]
 	total   int
 	waiting list.List // of *acceptedConn: those without a request, the longest first
 	from    map[netip.Prefix]*addressConns

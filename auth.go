@@ -6,7 +6,6 @@ import (
 	"log/slog"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/golang-jwt/jwt/v5"
@@ -146,7 +145,7 @@ func (a *authority) close(ctx context.Context) {
 type expiry struct {
 	client *client
 
-	mu    sync.Mutex
+	mu    mutex[ofNone]
 	at    time.Time
 	over  bool
 	timer *time.Timer

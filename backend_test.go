@@ -36,7 +36,7 @@ const startTimeout = 20 * time.Second
 // parallelTests is how many of the tests that mostly wait for other processes run at the same time.
 const parallelTests = "6"
 
-// TestMain stops what the tests started, and fails when they left a goroutine behind.
+// TestMain stops what the tests started, and fails when they left a goroutine behind, or broke the order of locks.
 func TestMain(m *testing.M) {
 	redis.SetLogger(redisLog{})                  // lost connections are what many tests are about
 	_ = flag.Set("test.parallel", parallelTests) // before the flags of the command are read
@@ -44,6 +44,10 @@ func TestMain(m *testing.M) {
 	code := m.Run()
 	stopServers()
 	_ = os.RemoveAll(sharedBinary.dir) // "" is nothing
+	for _, fault := range brokenLockOrder() {
+		fmt.Fprintf(os.Stderr, "the order of locks is broken: %s\n", fault)
+		code = max(code, 1)
+	}
 	if code == 0 && flag.Lookup("test.fuzz").Value.String() == "" {
 		if leaked := leakedGoroutines(before, 5*time.Second); leaked != "" {
 			fmt.Fprintf(os.Stderr, "goroutines left behind by the tests:\n\n%s\n", leaked)

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"sync"
 	"time"
 )
 
@@ -12,7 +11,7 @@ const deadlineStep = 50 * time.Millisecond
 // deadlines gives requests a context that ends answerWithin after it was made. What comes within deadlineStep shares one: a
 // timer for each would be a twentieth of what a heartbeat costs.
 type deadlines struct {
-	mu      sync.Mutex
+	mu      mutex[ofNone]
 	current context.Context
 	until   time.Time // when it is given out no more
 }

@@ -2,14 +2,13 @@ package main
 
 import (
 	"net/netip"
-	"sync"
 	"time"
 )
 
 // debts are what closed sockets had used of their budgets, by address: a client that connects anew goes on with what it had.
 // Only those are kept that had used more than half. The zero value is ready.
 type debts struct {
-	mu sync.Mutex
+	mu mutex[ofNone]
 	of map[netip.Prefix]debt
 	// at so many addresses those are forgotten whose debts are over
 	sweepAt int

@@ -63,7 +63,7 @@ type sockets struct {
 	app  app
 	ping frame
 
-	mu       sync.Mutex
+	mu       mutex[ofNone]
 	clients  map[*client]struct{}
 	polled   map[string]*polled // by sid
 	refusing bool

@@ -78,7 +78,7 @@ type healer struct {
 	lease   *lease
 	log     *slog.Logger
 
-	mu      sync.Mutex
+	mu      mutex[ofNone]
 	rooms   map[*room]struct{} // to be looked at
 	whole   bool               // all of them are
 	healing bool               // that is under way

@@ -32,9 +32,9 @@ type lease struct {
 	log     *slog.Logger
 	lost    func() // has the node put its members back, under its new name
 
-	renewing chan struct{} // holds one token: who has it may renew
+	renewing turn[ofToken]
 
-	mu    sync.Mutex
+	mu    mutex[ofNone]
 	node  string           // the present name
 	begun bool             // Redis has it
 	turn  int64            // counts notes
@@ -48,7 +48,7 @@ type lease struct {
 
 // newLease makes a lease under a new name. It is kept after start.
 func newLease(s *Service, length time.Duration, log *slog.Logger) *lease {
-	l := &lease{service: s, length: length, log: log, renewing: make(chan struct{}, 1)}
+	l := &lease{service: s, length: length, log: log, renewing: newTurn[ofToken]()}
 	l.rename()
 	l.ctx, l.stop = context.WithCancel(context.Background())
 	return l
@@ -117,12 +117,10 @@ func (l *lease) behind() bool {
 
 // renew renews the lease, or begins it. If it was lost, another begins, and the node's members are put back.
 func (l *lease) renew(ctx context.Context) error {
-	select {
-	case l.renewing <- struct{}{}:
-	case <-ctx.Done():
-		return unavailable(ctx.Err())
+	if err := l.renewing.LockBefore(ctx); err != nil {
+		return unavailable(err)
 	}
-	defer func() { <-l.renewing }()
+	defer l.renewing.Unlock()
 	verdict, err := l.tryRenew(ctx)
 	if err != nil || verdict != "lost" {
 		return err

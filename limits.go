@@ -148,7 +148,7 @@ type gate struct {
 	max, perAddress int
 	refusals        *refusals
 
-	mu    sync.Mutex
+	mu    mutex[ofNone]
 	total int
 	from  map[netip.Prefix]int
 }

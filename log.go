@@ -5,7 +5,6 @@ import (
 	"context"
 	"io"
 	"log/slog"
-	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -78,7 +77,7 @@ type logQueue struct {
 	wake  chan struct{}
 	ended chan struct{}
 
-	mu      sync.Mutex
+	mu      mutex[ofNone]
 	waiting []byte // whole lines
 	untold  int64  // lines that were lost since the log last said so
 	closed  bool
@@ -180,7 +179,7 @@ type samples struct {
 	log  *slog.Logger // without a sampler
 	lost *lostLines
 
-	mu    sync.Mutex
+	mu    mutex[ofNone]
 	begin time.Time
 	seen  map[logKind]int // in the period that began then
 }

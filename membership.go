@@ -9,7 +9,7 @@ import (
 type membership struct {
 	room *room
 
-	mu turn // held by who works on the member in Redis: a request of the client, or the healer
+	mu turn[ofMembership] // held by who works on the member in Redis: a request of the client, or the healer
 	Member
 	silentAt time.Time // when the lookback ends after the last join or valid heartbeat
 	unsure   bool      // a join again has an unknown outcome: Redis may have a newer incarnation
@@ -17,24 +17,6 @@ type membership struct {
 
 	entered atomic.Bool  // its first join has worked
 	kicked  atomic.Int64 // the highest epoch of it that this node knows to be kicked
-}
-
-// turn is a mutex whose holder may wait for Redis. It is a channel so that synctest takes who waits for it for blocked.
-type turn chan struct{}
-
-func newTurn() turn { return make(turn, 1) }
-
-func (t turn) Lock() { t <- struct{}{} }
-
-func (t turn) Unlock() { <-t }
-
-func (t turn) TryLock() bool {
-	select {
-	case t <- struct{}{}:
-		return true
-	default:
-		return false
-	}
 }
 
 // present is the member as it is to be removed: whatever its epoch, if that is not sure. m.mu is held.

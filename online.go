@@ -66,7 +66,7 @@ type onlookers struct {
 	open    func(sink bridgeSink) *bridge
 	log     *slog.Logger
 
-	mu      sync.Mutex
+	mu      mutex[ofOnlookers]
 	bridge  *bridge // once somebody watches a user
 	users   map[string]*watched
 	round   []*watched           // all users, in the order of the audit; some may be given up

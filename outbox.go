@@ -5,7 +5,6 @@ import (
 	"io"
 	"net"
 	"os"
-	"sync"
 	"syscall"
 	"time"
 )
@@ -21,11 +20,11 @@ type outbox struct {
 	take    time.Duration         // for the client to accept all that waits at one moment
 	total   *unsent               // counts what the kernel did not take
 
-	mu       sync.Mutex    // only that of unsent is locked under it
-	queued   [][]byte      // the first one may be partly written
-	waiting  waitingFrames // behind those in queued, while draining
-	backlog  backlog       // in queued and waiting
-	promised bool          // somebody is going to flush
+	mu       mutex[ofOutbox] // only that of unsent is locked under it
+	queued   [][]byte        // the first one may be partly written
+	waiting  waitingFrames   // behind those in queued, while draining
+	backlog  backlog         // in queued and waiting
+	promised bool            // somebody is going to flush
 	draining chan struct{}
 	mark     int       // bytes of the queue that the client has to accept
 	markBy   time.Time // by then

@@ -47,7 +47,7 @@ type owed struct {
 	service *Service
 	began   time.Time
 
-	mu      sync.Mutex
+	mu      mutex[ofNone]
 	conns   map[string]*owedLeave // what is owed, by connection: of each room the latest, which covers those before it
 	count   int                   // in conns
 	ready   []*owedLeave          // to be tried now

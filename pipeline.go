@@ -41,7 +41,7 @@ type pipelines struct {
 	cluster *redis.ClusterClient // nil without
 	merged  map[string]bool      // digests; not changed after the first call
 
-	mu       sync.Mutex
+	mu       mutex[ofNone]
 	lines    map[*redis.Client]*pipeline
 	reloaded time.Time
 	added    chan struct{} // holds a token when a line was added

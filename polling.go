@@ -7,7 +7,6 @@ import (
 	"io"
 	"net/http"
 	"strconv"
-	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -35,7 +34,7 @@ type polled struct {
 
 	polling, posting, upgrading atomic.Bool // such a request is being served
 
-	mu      sync.Mutex // the locks of sockets and of the outbox may be taken under it
+	mu      mutex[ofPolled] // the locks of sockets and of the outbox may be taken under it
 	state   pollState
 	waiting waitingFrames     // for the next poll
 	open    chan []frameParts // takes the answer of the poll that is open; nil = none is, or its answer is on its way

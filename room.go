@@ -95,7 +95,7 @@ type hub struct {
 
 	seated, occupied atomic.Int64 // local members, and rooms that have some
 
-	mu    sync.Mutex
+	mu    mutex[ofHub]
 	rooms map[string]*room
 
 	batch   batch
@@ -115,7 +115,7 @@ type lossListener interface {
 
 // batch is what waits for the end of a batch of messages.
 type batch struct {
-	mu      sync.Mutex
+	mu      mutex[ofBatch]
 	dirty   []receiver // have frames that are not yet written
 	touched []*room    // may have waiters to answer
 }
@@ -331,9 +331,9 @@ type room struct {
 	members    int // local members, and those on their way in
 	emptySince time.Time
 	indexedAt  time.Time     // when the room was written into the reaper's index for them, zero = not yet
-	indexing   chan struct{} // holds one token: who has it may write the index
+	indexing   turn[ofToken] // who has it may write the index
 
-	mu        sync.Mutex
+	mu        mutex[ofRoom]
 	replica   replica
 	loaded    chan struct{} // closed once the replica is there
 	loadOnce  sync.Once
@@ -357,7 +357,7 @@ type room struct {
 }
 
 func newRoom(h *hub, id string) *room {
-	r := &room{id: id, hub: h, loaded: make(chan struct{}), indexing: make(chan struct{}, 1), emptySince: time.Now(),
+	r := &room{id: id, hub: h, loaded: make(chan struct{}), indexing: newTurn[ofToken](), emptySince: time.Now(),
 		owned: map[string]*membership{}}
 	r.replica = newReplica(id)
 	r.listeners.room = r
@@ -369,12 +369,10 @@ func newRoom(h *hub, id string) *room {
 // reaper forgets a room that it found empty for a lookback, members here whom it culled or not. One call holds the others
 // back, so that none is in the room before its index entry.
 func (r *room) index(ctx context.Context, write func(context.Context) error) error {
-	select {
-	case r.indexing <- struct{}{}:
-	case <-ctx.Done():
-		return unavailable(ctx.Err())
+	if err := r.indexing.LockBefore(ctx); err != nil {
+		return unavailable(err)
 	}
-	defer func() { <-r.indexing }()
+	defer r.indexing.Unlock()
 	now := time.Now()
 	r.hub.mu.Lock()
 	done := now.Sub(r.indexedAt) <= r.hub.freshFor

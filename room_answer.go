@@ -2,7 +2,6 @@ package main
 
 import (
 	"strings"
-	"sync"
 )
 
 const (
@@ -26,7 +25,7 @@ type view struct {
 	members members
 	version uint64 // of the replica
 
-	mu    sync.Mutex
+	mu    mutex[ofNone]
 	pages map[wanted]page
 	kept  int // bytes in pages
 }

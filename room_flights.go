@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"sync"
 )
 
 // flights has equal reads at the same time done once. Nobody is given what was read before he asked: who comes while a read is
@@ -12,7 +11,7 @@ import (
 type flights struct {
 	log *slog.Logger
 
-	mu      sync.Mutex
+	mu      mutex[ofNone]
 	flying  map[string]*flight // under way
 	waiting map[string]*flight // to begin when that is over
 }

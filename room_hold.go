@@ -1,7 +1,6 @@
 package main
 
 import (
-	"sync"
 	"sync/atomic"
 )
 
@@ -12,7 +11,7 @@ type holding struct {
 
 // heldFrames are those that wait for the end of a hold.
 type heldFrames struct {
-	mu     sync.Mutex // one frame after the other is kept, or passed on
+	mu     mutex[ofHeld] // one frame after the other is kept, or passed on
 	frames []frame
 	over   bool
 }

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime/debug"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -91,8 +90,8 @@ type client struct {
 	connected atomic.Bool // CONNECT was answered
 	held      holding
 
-	in       sync.Mutex // one packet, or the end, at a time; nothing that sends takes it
-	peer     peer       // while connected
+	in       mutex[ofClient] // one packet, or the end, at a time; nothing that sends takes it
+	peer     peer            // while connected
 	over     bool
 	silent   *time.Timer        // ends a client that does not connect; nil while connected
 	startEnd func() *time.Timer // starts silent; nil where nothing bounds the time

@@ -57,7 +57,7 @@ type slowClient interface {
 type unsent struct {
 	limit int // bytes; 0 = any number
 
-	mu      sync.Mutex // a leaf: nothing is locked under it
+	mu      mutex[ofNone] // a leaf: nothing is locked under it
 	total   int
 	frames  map[*byte]sharedFrame // by the address of the last byte, which stays when a frame is partly written
 	clients map[slowClient]int    // frames that wait for each

@@ -87,10 +87,10 @@ func TestAClientThatIsBehindSkipsUpdates_G2(t *testing.T) {
 		t.Errorf("who is not behind is sent %q", got)
 	}
 	eventually(t, patience, "nothing is counted any more", func() bool {
-		total.mu.Lock()
-		defer total.mu.Unlock()
 		x.mu.Lock()
 		defer x.mu.Unlock()
+		total.mu.Lock()
+		defer total.mu.Unlock()
 		return total.total == 0 && len(total.frames)+len(total.clients) == 0 && x.backlog.bytes == 0 && x.waiting.len()+len(x.waiting.updates) == 0
 	})
 }

@@ -71,7 +71,7 @@ type webhook struct {
 	metrics     *metrics
 	log         *slog.Logger
 
-	mu      sync.Mutex
+	mu      mutex[ofNone]
 	waiting []hookEvent
 	wake    chan struct{}
 	ending  chan struct{} // closed when no more events come: from then on each post has one try

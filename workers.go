@@ -15,7 +15,7 @@ const idleWorkers = 32
 //
 // A worker is a coroutine and not a goroutine behind a channel: the scheduler has no part in it, and wakes nobody for it.
 type workers struct {
-	mu     sync.Mutex
+	mu     mutex[ofNone]
 	idle   []*worker
 	closed bool
 	jobs   sync.WaitGroup
@@ -66,7 +66,7 @@ func (w *workers) do(f func()) {
 	w.jobs.Add(1)
 	defer w.jobs.Done()
 	one := w.take()
-	one.job, one.failed = f, nil
+	one.job, one.failed = withLocks(f), nil
 	one.resume()
 	failed := one.failed
 	one.job, one.failed = nil, nil

@@ -1,0 +1,90 @@
+package main
+
+import "context"
+
+// lockRank is the place of a lock in the order of all locks. Who holds a lock may wait for locks of higher ranks only, so that no
+// two goroutines ever wait for each other. TryLock does not wait, and may be called whatever is held.
+//
+// This is the whole order. docs/code.md says what each lock protects. With the build tag lockorder each wait is checked.
+type lockRank int
+
+const (
+	rankClient     lockRank = iota // client.in
+	rankMembership                 // membership.mu
+	rankToken                      // lease.renewing, room.indexing
+	rankOnlookers                  // onlookers.mu
+	rankHub                        // hub.mu
+	rankRoom                       // room.mu
+	rankBatch                      // hub.batch.mu
+	rankHeld                       // heldFrames.mu
+	rankPolled                     // polled.mu
+	rankOutbox                     // outbox.mu
+	rankLeaf                       // all others
+)
+
+// ranked is the type of a lock's rank: the parameter of the lock's own type, so that a lock needs no setting up.
+type ranked interface{ rank() lockRank }
+
+type (
+	ofClient     struct{}
+	ofMembership struct{}
+	ofToken      struct{}
+	ofOnlookers  struct{}
+	ofHub        struct{}
+	ofRoom       struct{}
+	ofBatch      struct{}
+	ofHeld       struct{}
+	ofPolled     struct{}
+	ofOutbox     struct{}
+	ofNone       struct{} // a leaf
+)
+
+func (ofClient) rank() lockRank     { return rankClient }
+func (ofMembership) rank() lockRank { return rankMembership }
+func (ofToken) rank() lockRank      { return rankToken }
+func (ofOnlookers) rank() lockRank  { return rankOnlookers }
+func (ofHub) rank() lockRank        { return rankHub }
+func (ofRoom) rank() lockRank       { return rankRoom }
+func (ofBatch) rank() lockRank      { return rankBatch }
+func (ofHeld) rank() lockRank       { return rankHeld }
+func (ofPolled) rank() lockRank     { return rankPolled }
+func (ofOutbox) rank() lockRank     { return rankOutbox }
+func (ofNone) rank() lockRank       { return rankLeaf }
+
+// turn is a mutex whose holder may wait for Redis. It is a channel so that synctest takes who waits for it for blocked.
+type turn[R ranked] chan struct{}
+
+func newTurn[R ranked]() turn[R] { return make(turn[R], 1) }
+
+func (t turn[R]) Lock() {
+	waitsFor[R]()
+	t <- struct{}{}
+	hasLocked[R]()
+}
+
+// LockBefore is Lock, unless ctx ends first. The error is that of ctx.
+func (t turn[R]) LockBefore(ctx context.Context) error {
+	waitsFor[R]()
+	select {
+	case t <- struct{}{}:
+		hasLocked[R]()
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (t turn[R]) TryLock() bool {
+	select {
+	case t <- struct{}{}:
+		hasLocked[R]()
+		return true
+	default:
+		return false
+	}
+}
+
+func (t turn[R]) Unlock() {
+	unlocks[R]()
+	<-t
+}
