@@ -1,0 +1,190 @@
+package main
+
+import (
+	"bytes"
+	"maps"
+	"slices"
+	"strings"
+)
+
+// replica is a room as this node knows it.
+type replica struct {
+	room    string
+	rev     int64 // the highest that receivers were told
+	stored  int64 // that of the store, as far as is known: below rev only when the store has lost its counter
+	entries members
+	users   map[string]int // connections of each user
+	version uint64         // raised by each change
+}
+
+func newReplica(room string) replica {
+	return replica{room: room, users: map[string]int{}}
+}
+
+// precedes tells whether m is the next change. Receivers never see a revision go back.
+func (p *replica) precedes(m message) bool { return m.prev == p.stored && m.Rev > p.rev }
+
+// change is an event, and what the replica had of the connection before it.
+type change struct {
+	Event
+	before Entry
+	had    bool
+}
+
+func (p *replica) apply(e Event) change {
+	p.rev, p.stored = e.Rev, e.Rev
+	c := change{Event: e}
+	if e.Type == EventLeave {
+		c.before, c.had = p.drop(e.ConnID)
+		return c
+	}
+	c.before, c.had = p.put(entryOfEvent(e))
+	return c
+}
+
+// entryOfEvent is the member after a join or an update.
+func entryOfEvent(e Event) Entry {
+	return Entry{ConnID: e.ConnID, UserID: e.UserID, State: e.State, LastSeenMs: e.TS, Epoch: e.Epoch, Rev: e.Rev}
+}
+
+func (p *replica) put(e Entry) (before Entry, had bool) {
+	p.version++
+	before, had = p.entries.get(e.ConnID)
+	if had && before.UserID == e.UserID {
+		e.ConnID, e.UserID = before.ConnID, before.UserID
+	} else { // parts of a message, which they would keep in memory
+		e.ConnID, e.UserID = strings.Clone(e.ConnID), strings.Clone(e.UserID)
+		p.users[e.UserID]++
+		if had {
+			p.release(before.UserID)
+		}
+	}
+	p.entries.put(e)
+	return before, had
+}
+
+func (p *replica) drop(conn string) (before Entry, had bool) {
+	before, had = p.entries.get(conn)
+	if !had {
+		return before, false
+	}
+	p.version++
+	p.entries.drop(conn)
+	p.release(before.UserID)
+	return before, true
+}
+
+// release takes a connection off a user.
+func (p *replica) release(user string) {
+	if p.users[user]--; p.users[user] == 0 {
+		delete(p.users, user)
+	}
+}
+
+func (p *replica) tally() tally { return tally{p.entries.len(), len(p.users)} }
+
+// ids are the connections after one, in order, at most limit.
+func (p *replica) ids(after string, limit int) (ids []string) {
+	for e := range p.entries.after(after) {
+		if len(ids) == limit {
+			break
+		}
+		ids = append(ids, e.ConnID)
+	}
+	return ids
+}
+
+// heard notes when a member was last heard of.
+func (p *replica) heard(conn string, ms int64) {
+	if e, there := p.entries.get(conn); there && e.LastSeenMs < ms {
+		p.version++
+		e.LastSeenMs = ms
+		p.entries.put(e)
+	}
+}
+
+// hear notes when the members of a reading were last heard of.
+func (p *replica) hear(c comparison) {
+	p.version++
+	p.entries.hear(c)
+}
+
+// adopt makes the replica equal to what was read and gives the difference: joins and updates, then leaves, all of the
+// revision that was read. A replica never goes back: where Redis has lost its counter, the higher revision stays, and so do
+// entries that spare is true for, although they were not found, or only as an older copy.
+func (p *replica) adopt(s Snapshot, spare func(Entry) bool) []change {
+	return p.adoptOnly(s, p.entries.compare(s.Entries), spare)
+}
+
+// adoptOnly is adopt where the comparison is known. It takes as long as there are differences.
+func (p *replica) adoptOnly(s Snapshot, found comparison, spare func(Entry) bool) []change {
+	p.rev, p.stored = max(p.rev, s.Rev), s.Rev
+	p.hear(found)
+	var changes []change
+	differ := slices.Sorted(maps.Keys(found.differ))
+	var missing []Entry
+	for _, conn := range differ {
+		old, had := p.entries.get(conn)
+		e, present := s.entry(conn)
+		if !present {
+			if had && !spare(old) {
+				missing = append(missing, old)
+			}
+			continue
+		}
+		if had && e.olderThan(old.Epoch, old.Rev) && spare(old) {
+			continue
+		}
+		kind := difference(old, had, e)
+		p.put(e)
+		if kind != "" {
+			changes = append(changes, change{p.event(kind, e, s.TS), old, had})
+		}
+	}
+	for _, old := range missing {
+		p.drop(old.ConnID)
+		changes = append(changes, change{p.event(EventLeave, old, s.TS), old, true})
+	}
+	return changes
+}
+
+// entry finds a connection in what was read.
+func (s Snapshot) entry(conn string) (Entry, bool) {
+	at, found := slices.BinarySearchFunc(s.Entries, conn, byConn)
+	if !found {
+		return Entry{}, false
+	}
+	return s.Entries[at], true
+}
+
+// nobody of those who were not found stays.
+func nobody(Entry) bool { return false }
+
+// olderThan tells whether the entry is of an earlier incarnation or change.
+func (e *Entry) olderThan(epoch, rev int64) bool {
+	return e.Epoch < epoch || e.Epoch == epoch && e.Rev < rev
+}
+
+// difference is the event that turns one entry into another, "" if none is needed. The same state under another
+// revision is a connection that was put back.
+func difference(old Entry, had bool, e Entry) EventType {
+	switch {
+	case !had || old.UserID != e.UserID || old.Epoch != e.Epoch:
+		return EventJoin
+	case old.Rev == e.Rev:
+		return ""
+	case bytes.Equal(old.State, e.State):
+		return EventJoin
+	default:
+		return EventUpdate
+	}
+}
+
+func (p *replica) event(kind EventType, e Entry, ts int64) Event {
+	event := Event{Type: kind, RoomID: p.room, UserID: e.UserID, ConnID: e.ConnID, State: e.State, TS: ts, Epoch: e.Epoch,
+		Rev: p.rev, UserConns: p.users[e.UserID]}
+	if kind == EventLeave {
+		event.State = nil
+	}
+	return event
+}
