@@ -17,6 +17,45 @@ const (
 	maxRestartPause = 5 * time.Second
 )
 
+// background are the goroutines of a part, and a context that ends with them.
+type background struct {
+	ctx  context.Context
+	stop context.CancelFunc
+	work sync.WaitGroup
+}
+
+// newBackground is for a part that is being made. The part calls end when it is closed.
+func newBackground() *background {
+	b := &background{}
+	b.ctx, b.stop = context.WithCancel(context.Background())
+	return b
+}
+
+// keep starts a loop, which keepRunning keeps until end.
+func (b *background) keep(log *slog.Logger, name string, run, reset func()) {
+	b.work.Go(func() { keepRunning(b.ctx, log, name, run, reset) })
+}
+
+// every calls f each period, until end.
+func (b *background) every(period time.Duration, f func()) {
+	tick := time.NewTicker(period)
+	defer tick.Stop()
+	for {
+		select {
+		case <-b.ctx.Done():
+			return
+		case <-tick.C:
+			f()
+		}
+	}
+}
+
+// end ends the context and waits for the goroutines.
+func (b *background) end() {
+	b.stop()
+	b.work.Wait()
+}
+
 // keepRunning calls run until it returns or ctx ends, and anew after each panic, which it logs: a mistake in one loop stops
 // neither the process nor the loop. Before each further call, reset restores what the panic may have left half done; nil =
 // there is no such state.

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"log/slog"
 	"sync"
 	"time"
@@ -19,6 +18,7 @@ type bridgeSink interface {
 // bridge subscribes to the channels of single rooms: over one connection with classic Pub/Sub, over one to each
 // master with sharded Pub/Sub.
 type bridge struct {
+	*background
 	rdb     redis.UniversalClient
 	sharded bool
 	about   topic
@@ -35,9 +35,6 @@ type bridge struct {
 	wake    chan struct{}
 
 	incoming chan bridgeItem
-	ctx      context.Context
-	stop     context.CancelFunc
-	work     sync.WaitGroup
 }
 
 // line is one subscription connection, from its opening until it fails.
@@ -70,7 +67,8 @@ var (
 
 func newBridge(rdb redis.UniversalClient, sharded bool, about topic, sink bridgeSink, log *slog.Logger) *bridge {
 	b := &bridge{
-		rdb: rdb, sharded: sharded, about: about, sink: sink, log: log,
+		background: newBackground(),
+		rdb:        rdb, sharded: sharded, about: about, sink: sink, log: log,
 		wanted:   map[string]bool{},
 		placed:   map[string]*line{},
 		lines:    map[string]*line{},
@@ -79,22 +77,16 @@ func newBridge(rdb redis.UniversalClient, sharded bool, about topic, sink bridge
 		wake:     make(chan struct{}, 1),
 		incoming: make(chan bridgeItem, bridgeBuffer),
 	}
-	b.ctx, b.stop = context.WithCancel(context.Background())
-	b.keep(b.placeLoop, b.renew)
-	b.keep(b.dispatchLoop, b.renew)
-	b.keep(b.probeLoop, nil)
+	b.keep(log, "subscriptions", b.placeLoop, b.renew)
+	b.keep(log, "subscriptions", b.dispatchLoop, b.renew)
+	b.keep(log, "subscriptions", func() { b.every(lineProbe, b.probeLines) }, nil)
 	b.nudge()
 	return b
 }
 
-func (b *bridge) keep(loop, reset func()) {
-	b.work.Go(func() { keepRunning(b.ctx, b.log, "subscriptions", loop, reset) })
-}
-
 // close ends all subscriptions and waits for them.
 func (b *bridge) close() {
-	b.stop()
-	b.work.Wait()
+	b.end()
 }
 
 // renew opens every line anew and places every room that is wanted, so that each is read again.

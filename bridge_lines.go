@@ -142,22 +142,7 @@ func (b *bridge) isBare() bool {
 	return len(b.lines) == 0
 }
 
-// probeLoop has every line say something to itself again and again. That a line is silent, or that Redis answers on it, does
-// not show that it brings messages.
-func (b *bridge) probeLoop() {
-	tick := time.NewTicker(lineProbe)
-	defer tick.Stop()
-	for {
-		select {
-		case <-b.ctx.Done():
-			return
-		case <-tick.C:
-			b.probeLines()
-		}
-	}
-}
-
-// probeLines sends the probes, and gives up lines that did not hear theirs.
+// probeLines sends the probes, and gives up lines that did not hear theirs. That a line is silent, or that Redis answers on it, does not show that it brings messages.
 func (b *bridge) probeLines() {
 	ctx, cancel := context.WithTimeout(b.ctx, lineProbe)
 	defer cancel()

@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"math"
 	"slices"
-	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -73,6 +72,7 @@ func (m *membership) missingIn(s Snapshot) bool {
 // It never waits for a request of a client: that may be a join that waits for its room to be read, and the room may be read
 // because of the healing. Such a request sees to the member itself; the healer looks again later.
 type healer struct {
+	*background
 	service *Service
 	hub     *hub
 	lease   *lease
@@ -83,26 +83,19 @@ type healer struct {
 	whole   bool               // all of them are
 	healing bool               // that is under way
 	wake    chan struct{}
-
-	ctx  context.Context
-	stop context.CancelFunc
-	work sync.WaitGroup
 }
 
 // newHealer makes a healer that learns from the hub's rooms.
 func newHealer(s *Service, hub *hub, lease *lease, log *slog.Logger) *healer {
-	h := &healer{service: s, hub: hub, lease: lease, log: log, rooms: map[*room]struct{}{}, wake: make(chan struct{}, 1)}
-	h.ctx, h.stop = context.WithCancel(context.Background())
-	hub.loss = h
-	h.work.Go(func() { keepRunning(h.ctx, log, "healer", h.loop, h.lostLease) })
-	h.work.Go(func() { keepRunning(h.ctx, log, "healer", h.watch, nil) })
+	h := &healer{background: newBackground(), service: s, hub: hub, lease: lease, log: log, rooms: map[*room]struct{}{}, wake: make(chan struct{}, 1)}
+	h.keep(log, "healer", h.loop, h.lostLease)
+	h.keep(log, "healer", func() { h.every(pulsePeriod, h.pulse) }, nil)
 	return h
 }
 
 // close stops the healing and waits for it.
 func (h *healer) close() {
-	h.stop()
-	h.work.Wait()
+	h.end()
 }
 
 // lostMembers has the members of one room put back.
@@ -255,21 +248,8 @@ func (h *healer) restore(m *membership) (changed bool, err error) {
 	return false, err
 }
 
-// watch asks again and again whether Redis has lost data. A flushed one breaks no connection, and in a cluster a master may
-// be another one than that which has the subscriptions.
-func (h *healer) watch() {
-	tick := time.NewTicker(pulsePeriod)
-	defer tick.Stop()
-	for {
-		select {
-		case <-h.ctx.Done():
-			return
-		case <-tick.C:
-			h.pulse()
-		}
-	}
-}
-
+// pulse asks whether Redis has lost data. A flushed one breaks no connection, and in a cluster a master may be another one than
+// that which has the subscriptions.
 func (h *healer) pulse() {
 	ctx, cancel := context.WithTimeout(h.ctx, pulsePeriod)
 	defer cancel()

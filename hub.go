@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"log/slog"
-	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -35,17 +34,10 @@ type encoders struct {
 //
 // Locks are taken in the order hub, room, receiver.
 type hub struct {
-	source     roomSource
-	bridge     subscriptions
-	encode     encoders
-	deserted   func(room string) // is told of rooms that this node has no members in any more; nil = nobody
-	loss       lossListener      // is told of members of this node that Redis may have lost; nil = nobody
-	freshFor   time.Duration     // age up to which lastSeenMs of a replica is good enough for a snapshot
-	batchEvery time.Duration     // between two batches of a room
-	countEvery time.Duration     // between two counts of a room
-	roomBytes  int               // of events per second and room; beyond it updates are collected; 0 = no limit
-	log        *slog.Logger
-	metrics    *metrics // nil = nobody counts
+	*background
+	hubOptions
+	bridge subscriptions
+	loss   lossListener // nil = nobody
 
 	heard   int // messages in the batch at work, and when it began; of the bridge's goroutine alone
 	heardAt time.Time
@@ -60,9 +52,6 @@ type hub struct {
 	batch   batch
 	pages   *flights      // of rooms that no local socket is in
 	readers chan struct{} // holds a token for each read under way
-	ctx     context.Context
-	stop    context.CancelFunc
-	work    sync.WaitGroup
 }
 
 // lossListener learns what rooms notice. Its methods do not wait, and lock nothing that is held by who calls into a room.
@@ -79,19 +68,34 @@ type batch struct {
 	touched []*room    // may have waiters to answer
 }
 
-// newHub makes a hub. Its bridge must be set before the first room is acquired.
-func newHub(source roomSource, encode encoders, freshFor time.Duration, log *slog.Logger) *hub {
-	h := &hub{source: source, encode: encode, freshFor: freshFor, batchEvery: 250 * time.Millisecond, countEvery: time.Second, log: log,
-		rooms: map[string]*room{}, pages: newFlights(log), readers: make(chan struct{}, roomReaders)}
-	h.ctx, h.stop = context.WithCancel(context.Background())
-	h.work.Go(func() { keepRunning(h.ctx, log, "rooms", h.sweepLoop, nil) })
+// hubOptions are what a hub needs. The two functions are called once, by newHub.
+type hubOptions struct {
+	source     roomSource
+	encode     encoders
+	connect    func(bridgeSink) subscriptions // to the channels of rooms
+	losses     func(*hub) lossListener        // who is told of members of this node that Redis may have lost; nil = nobody
+	deserted   func(room string)              // is told of rooms that this node has no members in any more; nil = nobody
+	freshFor   time.Duration                  // age up to which lastSeenMs of a replica is good enough for a snapshot
+	batchEvery time.Duration                  // between two batches of a room
+	countEvery time.Duration                  // between two counts of a room
+	roomBytes  int                            // of events per second and room; beyond it updates are collected; 0 = no limit
+	log        *slog.Logger
+	metrics    *metrics // nil = nobody counts
+}
+
+func newHub(o hubOptions) *hub {
+	h := &hub{background: newBackground(), hubOptions: o, rooms: map[string]*room{}, pages: newFlights(o.log), readers: make(chan struct{}, roomReaders)}
+	h.bridge = o.connect(h)
+	if o.losses != nil {
+		h.loss = o.losses(h)
+	}
+	h.keep(o.log, "rooms", func() { h.every(roomLinger/2, h.sweep) }, nil)
 	return h
 }
 
 // close ends reading and sweeping, and waits for both.
 func (h *hub) close() {
-	h.stop()
-	h.work.Wait()
+	h.end()
 }
 
 // acquire gives the room for one more local member, who is to be released once.
@@ -145,19 +149,6 @@ func (h *hub) receivers(rooms []string) map[receiver]bool {
 		}
 	}
 	return set
-}
-
-func (h *hub) sweepLoop() {
-	tick := time.NewTicker(roomLinger / 2)
-	defer tick.Stop()
-	for {
-		select {
-		case <-h.ctx.Done():
-			return
-		case <-tick.C:
-			h.sweep()
-		}
-	}
 }
 
 // sweep gives up rooms that have had no local member for a while.

@@ -6,7 +6,6 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
-	"sync"
 	"time"
 )
 
@@ -27,6 +26,7 @@ const (
 // A node that was declared lost goes on under another name. What those who declared it lost still have under way is meant
 // for connections of the old name, and spares those that it has put back since.
 type lease struct {
+	*background
 	service *Service
 	length  time.Duration
 	log     *slog.Logger
@@ -41,29 +41,23 @@ type lease struct {
 	noted map[string]int64 // room → turn in which Redis was told of it
 	left  map[string]int64 // rooms that Redis is to forget, unless they were noted in a later turn
 
-	ctx  context.Context
-	stop context.CancelFunc
-	work sync.WaitGroup
 }
 
-// newLease makes a lease under a new name. It is kept after start.
-func newLease(s *Service, length time.Duration, log *slog.Logger) *lease {
-	l := &lease{service: s, length: length, log: log, renewing: newTurn[ofToken]()}
+// newLease makes a lease under a new name. It is kept after start. lost is called each time that it was lost.
+func newLease(s *Service, length time.Duration, lost func(), log *slog.Logger) *lease {
+	l := &lease{background: newBackground(), service: s, length: length, lost: lost, log: log, renewing: newTurn[ofToken]()}
 	l.rename()
-	l.ctx, l.stop = context.WithCancel(context.Background())
 	return l
 }
 
-// start begins the lease and keeps it until close. lost is called each time that it was lost.
-func (l *lease) start(lost func()) {
-	l.lost = lost
-	l.work.Go(func() { keepRunning(l.ctx, l.log, "lease", l.loop, nil) })
+// start begins the lease and keeps it until close.
+func (l *lease) start() {
+	l.keep(l.log, "lease", l.loop, nil)
 }
 
 // close ends the renewals. A node that is in no room any more gives its lease up; else others find its members when it is over.
 func (l *lease) close(ctx context.Context, empty bool) {
-	l.stop()
-	l.work.Wait()
+	l.end()
 	if !empty {
 		return
 	}

@@ -14,8 +14,7 @@ import (
 // newHeldLease is a lease that the test renews by itself.
 func newHeldLease(t *testing.T, s *Service) *lease {
 	t.Helper()
-	l := newLease(s, s.options.NodeLease, testLogger(t))
-	l.lost = func() {}
+	l := newLease(s, s.options.NodeLease, func() {}, testLogger(t))
 	if err := l.renew(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -259,7 +258,7 @@ func TestALeaseCostsTheSameForAnyNumberOfConnections(t *testing.T) {
 func TestALeaseForgetsRoomsAsFastAsTheyAreLeft(t *testing.T) {
 	const rooms, length = 4 * leaseBatch, 30 * time.Second
 	s := startService(t, miniRedis(t).open(t), Options{})
-	l := newLease(s, length, s.options.Logger)
+	l := newLease(s, length, func() {}, s.options.Logger)
 	must(t, l.renew(t.Context()))
 	for i := range rooms {
 		if _, err := l.host(t.Context(), fmt.Sprint("r", i)); err != nil {
@@ -269,7 +268,7 @@ func TestALeaseForgetsRoomsAsFastAsTheyAreLeft(t *testing.T) {
 	for i := range rooms {
 		l.leave(fmt.Sprint("r", i))
 	}
-	l.start(func() {})
+	l.start()
 	defer l.close(t.Context(), true)
 	eventually(t, length/6, "all rooms are forgotten", func() bool { return s.rdb.HLen(t.Context(), nodeRoomsKey(l.name())).Val() < leaseBatch })
 }

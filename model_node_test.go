@@ -25,10 +25,9 @@ func (m *model) startNode(i int) {
 		NodeLease: m.config.NodeLease, Logger: n.log}, m.scripts)
 	n.service.options.ReaperInterval = modelReaperInterval
 	newReaper(n.service).start()
-	n.wireRooms(m.config)
-	n.hub.bridge = n
+	n.wireRooms(m.config, func(bridgeSink) subscriptions { return n }, nil)
 	n.lease.node = fmt.Sprint("node", i) // a random name would make each run another one
-	n.lease.start(n.healer.lostData)
+	n.lease.start()
 	m.nodes = append(m.nodes, n)
 	m.collect()
 }
@@ -46,6 +45,7 @@ func (l modelLog) Write(line []byte) (int, error) {
 func (n *modelNode) stop() {
 	n.workers.close()
 	n.owed.close(n.ctx)
+	n.onlookers.close()
 	n.healer.close()
 	n.hub.close()
 	n.lease.close(n.ctx, true)

@@ -129,13 +129,13 @@ func (n *node) wire(config Config) {
 		OnLeave:        n.metrics.left,
 		OnChange:       onChange,
 	})
-	n.wireRooms(config)
-	n.bridge = newBridge(n.redis, config.ShardedPubSub, aboutRooms, n.hub, n.log)
-	n.hub.bridge = n.bridge
-	n.onlookers = newOnlookers(n.service, n.hub, func(sink bridgeSink) *bridge {
-		return newBridge(n.redis, config.ShardedPubSub, aboutUsers, sink, n.log)
-	}, n.log)
-	n.handlers.onlookers = n.onlookers
+	open := func(about topic, sink bridgeSink) *bridge {
+		return newBridge(n.redis, config.ShardedPubSub, about, sink, n.log)
+	}
+	n.wireRooms(config, func(sink bridgeSink) subscriptions {
+		n.bridge = open(aboutRooms, sink)
+		return n.bridge
+	}, func(sink bridgeSink) *bridge { return open(aboutUsers, sink) })
 	accepted := newAcceptLimits(config.MaxConnections, config.MaxConnectionsPerAddress, descriptorLimit("/proc/self/limits"))
 	n.listener = newBoundedListener(n.listener, accepted, n.handlers.refusals)
 	gate := newGate(cmp.Or(config.MaxConnections, accepted.most), config.MaxConnectionsPerAddress, n.handlers.refusals)
@@ -155,8 +155,7 @@ func (n *node) wire(config Config) {
 		Admit:           gate.admit,
 		Refusals:        n.handlers.refusals,
 	}, n.handlers)
-	n.handlers.everyone = n.sockets.each
-	n.lease.start(n.healer.lostLease)
+	n.lease.start()
 	if config.SocketIOAdapter {
 		n.casts = newBroadcaster(n.redis, n.handlers, n.log)
 	}
@@ -168,15 +167,27 @@ func (n *node) wire(config Config) {
 	n.server = newHTTPServer(site.before(mux))
 }
 
-// wireRooms makes what is between the service and the sockets. The hub lacks its bridge.
-func (n *node) wireRooms(config Config) {
-	n.lease = newLease(n.service, config.NodeLease, n.log)
-	n.hub = newHub(n.service, encoders{presenceFrame, batchFrame, countFrame}, config.TTL/4, n.log)
-	n.hub.batchEvery = config.Batch
-	n.hub.roomBytes = config.MaxRoomBytesPerSecond
-	n.hub.deserted = n.lease.leave
-	n.hub.metrics = n.metrics
-	n.healer = newHealer(n.service, n.hub, n.lease, n.log)
+// wireRooms makes what is between the service and the sockets. The two functions connect to the channels of rooms, at once, and
+// of users, once one is watched.
+func (n *node) wireRooms(config Config, rooms func(bridgeSink) subscriptions, users func(bridgeSink) *bridge) {
+	n.lease = newLease(n.service, config.NodeLease, func() { n.healer.lostLease() }, n.log)
+	n.hub = newHub(hubOptions{
+		source:  n.service,
+		encode:  encoders{presenceFrame, batchFrame, countFrame},
+		connect: rooms,
+		losses: func(h *hub) lossListener {
+			n.healer = newHealer(n.service, h, n.lease, n.log)
+			return n.healer
+		},
+		deserted:   n.lease.leave,
+		freshFor:   config.TTL / 4,
+		batchEvery: config.Batch,
+		countEvery: time.Second,
+		roomBytes:  config.MaxRoomBytesPerSecond,
+		log:        n.log,
+		metrics:    n.metrics,
+	})
+	n.onlookers = newOnlookers(n.service, n.hub, users, n.log)
 	n.owed = newOwed(n.service)
 	n.workers = newWorkers()
 	n.handlers = &handlers{
@@ -194,6 +205,9 @@ func (n *node) wireRooms(config Config) {
 		refusals: &refusals{},
 		metrics:  n.metrics,
 		log:      n.log,
+
+		onlookers: n.onlookers,
+		everyone:  func(f func(*client)) { n.sockets.each(f) },
 	}
 }
 

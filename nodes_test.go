@@ -147,9 +147,11 @@ func startTestNode(t *testing.T, w wire, whole bool) *testNode {
 	t.Helper()
 	rdb := w.open(t)
 	n := &testNode{service: startService(t, rdb, Options{Sharded: w.sharded}), whole: whole}
-	n.hub = newHub(patientSource{n.service, n}, encoders{event: func(e Event) frame { return e.appendJSON(nil) }}, time.Minute, testLogger(t))
-	n.bridge = newBridge(rdb, w.sharded, aboutRooms, lossySink{n.hub, n}, testLogger(t))
-	n.hub.bridge = n.bridge
+	n.hub = newHub(hubOptions{source: patientSource{n.service, n}, encode: encoders{event: func(e Event) frame { return e.appendJSON(nil) }},
+		connect: func(sink bridgeSink) subscriptions {
+			n.bridge = newBridge(rdb, w.sharded, aboutRooms, lossySink{sink.(*hub), n}, testLogger(t))
+			return n.bridge
+		}, freshFor: time.Minute, log: testLogger(t)})
 	t.Cleanup(func() {
 		n.bridge.close()
 		n.hub.close()

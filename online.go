@@ -4,7 +4,6 @@ import (
 	"context"
 	"log/slog"
 	"strconv"
-	"sync"
 	"time"
 )
 
@@ -61,6 +60,7 @@ func (c cause) hold() time.Duration {
 //
 // Locks are taken in the order onlookers, client.
 type onlookers struct {
+	*background
 	service *Service
 	hub     *hub // knows when Redis lost data
 	open    func(sink bridgeSink) *bridge
@@ -75,9 +75,6 @@ type onlookers struct {
 	queues  [lookBusy][]*watched // are to be looked at, by state
 	workers int                  // that look at them
 
-	ctx  context.Context
-	stop context.CancelFunc
-	work sync.WaitGroup
 }
 
 // watched is a user whom somebody here watches. The onlookers' lock guards it.
@@ -101,9 +98,8 @@ type watched struct {
 
 // newOnlookers is for the clients of one node; open makes a bridge about users, once it is needed.
 func newOnlookers(s *Service, h *hub, open func(bridgeSink) *bridge, log *slog.Logger) *onlookers {
-	o := &onlookers{service: s, hub: h, open: open, log: log, users: map[string]*watched{}}
-	o.ctx, o.stop = context.WithCancel(context.Background())
-	o.work.Go(func() { keepRunning(o.ctx, log, "watched users", o.watchLoop, nil) })
+	o := &onlookers{background: newBackground(), service: s, hub: h, open: open, log: log, users: map[string]*watched{}}
+	o.keep(log, "watched users", o.watchLoop, nil)
 	return o
 }
 

@@ -274,7 +274,7 @@ func TestALeaveThatANodeDidNotTellIsFoundWithItsLoss(t *testing.T) {
 			n := startNodeFor(t, backend{url: server.url}, fmt.Sprintf("PRESENCE_SHARDED_PUBSUB=%t", sharded), "PRESENCE_NODE_LEASE_MS=1000",
 				"PRESENCE_REAPER_INTERVAL_MS=200")
 			u, _ := n.watchUsers(t, "ann")
-			dead := newLease(n.service, time.Second, testLogger(t)) // its node runs no more
+			dead := newLease(n.service, time.Second, func() {}, testLogger(t)) // its node runs no more
 			name, err := dead.host(t.Context(), "r")
 			if err != nil {
 				t.Fatal(err)
@@ -306,7 +306,7 @@ func TestTheAuditOfWatchedUsersIsSpread(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
 	stop() // nobody looks
 	for _, n := range []int{1, 7, 60, 500} {
-		o := &onlookers{users: map[string]*watched{}, ctx: ctx}
+		o := &onlookers{users: map[string]*watched{}, background: &background{ctx: ctx}}
 		for i := range 2 * n {
 			w := &watched{id: fmt.Sprint(i)}
 			o.round = append(o.round, w)
@@ -342,7 +342,7 @@ func TestTheAuditOfWatchedUsersIsSpread(t *testing.T) {
 
 // Users whom a request waits for, or of whom there is news, are looked at before those of the audit, each once.
 func TestUsersWithNewsAreLookedAtFirst(t *testing.T) {
-	o := &onlookers{users: map[string]*watched{}, ctx: t.Context(), workers: onlineWorkers} // which are all busy elsewhere
+	o := &onlookers{users: map[string]*watched{}, background: &background{ctx: t.Context()}, workers: onlineWorkers} // which are all busy elsewhere
 	for _, id := range []string{"ann", "bob", "cid", "dan", "new", "given up"} {
 		o.users[id] = &watched{id: id, settled: id != "new"}
 	}

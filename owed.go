@@ -44,6 +44,7 @@ type owedLeave struct {
 // owed repeats leaves until Redis confirms them, so that an outage keeps nobody in a room who left it. What it does while
 // Redis is silent does not depend on how many leaves there are.
 type owed struct {
+	*background
 	service *Service
 	began   time.Time
 
@@ -58,9 +59,6 @@ type owed struct {
 	workers int           // that run
 	wake    chan struct{} // there is something new
 
-	ctx  context.Context
-	stop context.CancelFunc
-	work sync.WaitGroup
 }
 
 func newOwed(s *Service) *owed {
@@ -72,18 +70,17 @@ func newOwed(s *Service) *owed {
 // newIdleOwed makes a list that tries nothing by itself. Its choices are the same each time.
 func newIdleOwed(s *Service) *owed {
 	o := &owed{
-		service: s, began: time.Now(), conns: map[string]*owedLeave{}, wake: make(chan struct{}, 1),
+		background: newBackground(),
+		service:    s, began: time.Now(), conns: map[string]*owedLeave{}, wake: make(chan struct{}, 1),
 		dice: rand.New(rand.NewPCG(1, 1)), chances: owedFailures,
 	}
-	o.ctx, o.stop = context.WithCancel(context.Background())
 	return o
 }
 
 // close tries what is left, as long as ctx allows, and stops. It returns how many leaves stay unconfirmed. Who is
 // held back stays so, for a reaper.
 func (o *owed) close(ctx context.Context) (unconfirmed int) {
-	o.stop()
-	o.work.Wait()
+	o.end()
 	for {
 		o.try(ctx)
 		if unconfirmed = o.size(); unconfirmed == 0 || ctx.Err() != nil {

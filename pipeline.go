@@ -36,6 +36,7 @@ var errOwes = errors.New("an earlier call to Redis has no answer yet")
 // whose keys have the same hash tag. A call that may have reached Redis is never sent again. While a master owes an answer,
 // calls to it fail at once instead of piling up.
 type pipelines struct {
+	*background
 	redis.UniversalClient
 	single  *redis.Client        // nil with a cluster
 	cluster *redis.ClusterClient // nil without
@@ -46,15 +47,11 @@ type pipelines struct {
 	reloaded time.Time
 	added    chan struct{} // holds a token when a line was added
 
-	ctx  context.Context
-	stop context.CancelFunc
-	work sync.WaitGroup
 }
 
 // newPipelines takes a *redis.Client or a *redis.ClusterClient.
 func newPipelines(rdb redis.UniversalClient) *pipelines {
-	p := &pipelines{UniversalClient: rdb, merged: map[string]bool{}, lines: map[*redis.Client]*pipeline{}, added: make(chan struct{}, 1)}
-	p.ctx, p.stop = context.WithCancel(context.Background())
+	p := &pipelines{background: newBackground(), UniversalClient: rdb, merged: map[string]bool{}, lines: map[*redis.Client]*pipeline{}, added: make(chan struct{}, 1)}
 	switch rdb := rdb.(type) {
 	case *redis.Client:
 		p.single = rdb
@@ -67,8 +64,7 @@ func newPipelines(rdb redis.UniversalClient) *pipelines {
 
 // Close waits for the round trips under way and closes the client.
 func (p *pipelines) Close() error {
-	p.stop()
-	p.work.Wait()
+	p.end()
 	return p.UniversalClient.Close()
 }
 

@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"log/slog"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -40,6 +39,7 @@ type Options struct {
 // publishes the event, or does nothing. Failures are *Error. One with CodeUnavailable leaves open whether it
 // happened; repeating is safe.
 type Service struct {
+	*background
 	rdb      redis.UniversalClient
 	options  Options
 	scripts  scripts
@@ -50,9 +50,6 @@ type Service struct {
 	left     departed
 	reaper   atomic.Pointer[reaper] // the one that runs, nil = none
 
-	stop context.CancelFunc
-	ctx  context.Context // ends with Stop
-	work sync.WaitGroup  // subscriptions and reaper
 }
 
 // NewService starts a service on a client. The caller ends it with Stop and closes the client afterwards.
@@ -82,11 +79,10 @@ func newService(rdb redis.UniversalClient, o Options, loaded scripts) *Service {
 	if lines, ok := rdb.(interface{ merge(digests ...string) }); ok {
 		lines.merge(loaded.light()...)
 	}
-	s := &Service{rdb: rdb, options: o, scripts: loaded, publish: "PUBLISH", announce: "PUBLISH"}
+	s := &Service{background: newBackground(), rdb: rdb, options: o, scripts: loaded, publish: "PUBLISH", announce: "PUBLISH"}
 	if o.Sharded {
 		s.publish, s.announce = "SPUBLISH", "SPUBLISH"
 	}
-	s.ctx, s.stop = context.WithCancel(context.Background())
 	if o.ReaperInterval > 0 {
 		newReaper(s).start()
 	}
@@ -95,8 +91,7 @@ func newService(rdb redis.UniversalClient, o Options, loaded scripts) *Service {
 
 // Stop ends the subscriptions and the reaper and waits for them. Members stay until they leave or their time is over.
 func (s *Service) Stop() {
-	s.stop()
-	s.work.Wait()
+	s.end()
 }
 
 // Joined is the result of a join.

@@ -114,7 +114,7 @@ func (s *Service) unindexLater(gone []Member, noted time.Time) {
 	}
 	if !s.left.busy && len(gone) > 0 && s.ctx.Err() == nil {
 		s.left.busy = true
-		s.work.Go(func() { keepRunning(s.ctx, s.options.Logger, "index of users", s.tidy, nil) })
+		s.keep(s.options.Logger, "index of users", s.tidy, nil)
 	}
 }
 

@@ -53,9 +53,7 @@ func newReaper(s *Service) *reaper {
 func (r *reaper) start() {
 	s := r.service
 	s.reaper.Store(r)
-	run := func(loop, reset func()) {
-		s.work.Go(func() { keepRunning(s.ctx, s.options.Logger, "reaper", loop, reset) })
-	}
+	run := func(loop, reset func()) { s.keep(s.options.Logger, "reaper", loop, reset) }
 	run(r.keepContact, nil)
 	run(func() { r.keepProbing(r.leaseTarget) }, nil)
 	run(func() { r.repeat(r.pass) }, func() { r.fellBack.Store(true) }) // which has it look into every room
@@ -63,19 +61,12 @@ func (r *reaper) start() {
 }
 
 func (r *reaper) repeat(pass func(context.Context) error) {
-	ctx := r.service.ctx
-	tick := time.NewTicker(r.service.options.ReaperInterval)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
+	s := r.service
+	s.every(s.options.ReaperInterval, func() {
+		if err := pass(s.ctx); err != nil && s.ctx.Err() == nil {
+			s.options.Logger.Warn("reaper could not look everywhere", "error", err)
 		}
-		if err := pass(ctx); err != nil && ctx.Err() == nil {
-			r.service.options.Logger.Warn("reaper could not look everywhere", "error", err)
-		}
-	}
+	})
 }
 
 // pass looks at every room that is due. An error means that some were left for the next pass.

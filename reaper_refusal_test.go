@@ -81,7 +81,7 @@ func startStableRoom(t *testing.T, services [2]*Service) *stableRoom {
 	r.dead = newHeldLease(t, r.Service)
 	ctx, stop := context.WithCancel(context.Background())
 	t.Cleanup(func() { stop(); r.beats.Wait() })
-	living.start(living.lost)
+	living.start()
 	for i := range 6 {
 		conn := fmt.Sprint("alive", i)
 		if i%2 == 0 {

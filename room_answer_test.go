@@ -342,9 +342,10 @@ func heldUp(t *testing.T, members, clients int) (longest, other time.Duration) {
 	source, calm := &movingSource{}, &movingSource{}
 	source.store(int64(members), manyMembers(members, "{}")...)
 	calm.store(1, here("a", 1, "{}"))
-	h := newHub(twoRooms{source, calm}, encoders{event: func(Event) frame { return frame("event") }}, time.Nanosecond, testLogger(t))
+	h := newHub(hubOptions{source: twoRooms{source, calm}, encode: encoders{event: func(Event) frame { return frame("event") }},
+		connect: func(bridgeSink) subscriptions { return &fakeSubscriptions{} }, losses: func(*hub) lossListener { return noLoss{t} },
+		freshFor: time.Nanosecond, log: testLogger(t)})
 	defer h.close()
-	h.bridge, h.loss = &fakeSubscriptions{}, noLoss{t}
 	r := h.acquire("r")
 	for _, e := range source.stored.Entries {
 		r.own(e.ConnID, &membership{room: r, mu: newTurn[ofMembership](), silentAt: time.Now().Add(time.Hour), Member: Member{Conn: e.ConnID, Epoch: e.Epoch, Rev: e.Rev}})

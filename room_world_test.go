@@ -198,8 +198,8 @@ func inWorld(t *testing.T, body func(w *world)) {
 			w.frames++
 			return frame(said(e))
 		}}
-		w.hub = newHub(w.source, encode, testFreshFor, testLogger(t))
-		w.hub.bridge = w.subs
+		w.hub = newHub(hubOptions{source: w.source, encode: encode, connect: func(bridgeSink) subscriptions { return w.subs },
+			freshFor: testFreshFor, batchEvery: 250 * time.Millisecond, countEvery: time.Second, log: testLogger(t)})
 		defer w.hub.close()
 		body(w)
 	})

@@ -17,7 +17,6 @@ import (
 	"net/url"
 	"slices"
 	"strconv"
-	"sync"
 	"time"
 )
 
@@ -65,6 +64,7 @@ const (
 // webhook posts to one URL who comes and goes. Each event comes from the node whose script wrote it, which posts its events
 // one after the other, and keeps them in memory only.
 type webhook struct {
+	*background
 	url, secret string
 	client      *http.Client
 	times       hookTimes
@@ -76,22 +76,19 @@ type webhook struct {
 	wake    chan struct{}
 	ending  chan struct{} // closed when no more events come: from then on each post has one try
 
-	ctx  context.Context // ends the post under way
-	stop context.CancelFunc
-	work sync.WaitGroup
 }
 
 func newWebhook(target, secret string, times hookTimes, m *metrics, log *slog.Logger) *webhook {
 	h := &webhook{
-		url: target, secret: secret, times: times, metrics: m, log: log,
+		background: newBackground(),
+		url:        target, secret: secret, times: times, metrics: m, log: log,
 		wake: make(chan struct{}, 1), ending: make(chan struct{}),
 		client: &http.Client{
 			Transport:     &http.Transport{Proxy: http.ProxyFromEnvironment, MaxIdleConnsPerHost: 1},
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		},
 	}
-	h.ctx, h.stop = context.WithCancel(context.Background())
-	h.work.Go(func() { keepRunning(h.ctx, log, "webhook", h.loop, h.nudge) })
+	h.keep(log, "webhook", h.loop, h.nudge)
 	return h
 }
 
