@@ -141,6 +141,7 @@ func (m *model) judgeLeave(l *ledger, e message) {
 	p := m.place(l.room, e.ConnID)
 	switch e.Reason {
 	case ReasonTimeout:
+		m.judgeContact(e.ConnID)
 		m.culled = m.culled || p.in
 		if silent := m.clock() - p.heard; p.in && p.epoch == e.Epoch && silent < modelLookback.Milliseconds() {
 			m.wrong("false leave: %s was heard of %d ms ago", e.ConnID, silent)

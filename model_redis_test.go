@@ -94,7 +94,7 @@ func modelScripts(t testing.TB, change func(text string) string) (loaded scripts
 // Its goroutine and its channels belong to no bubble of synctest: while the model waits for Redis, no time passes in it.
 type modelRedis struct {
 	real    *redis.Client
-	clients []*redis.Client // what the nodes use
+	clients []modelPipelines // what the nodes use
 	asked   chan []redis.Cmder
 	done    chan struct{}
 	work    sync.WaitGroup
@@ -108,7 +108,7 @@ func newModelRedis(t testing.TB, addr string, nodes int) *modelRedis {
 	for i := range nodes {
 		rdb := redis.NewClient(&redis.Options{Addr: "nowhere:1", Protocol: 2})
 		rdb.AddHook(modelGate{r, i})
-		r.clients = append(r.clients, rdb)
+		r.clients = append(r.clients, modelPipelines{rdb})
 	}
 	r.work.Go(func() {
 		for cmds := range r.asked {
@@ -123,9 +123,10 @@ func newModelRedis(t testing.TB, addr string, nodes int) *modelRedis {
 	t.Cleanup(func() {
 		close(r.asked)
 		r.work.Wait()
-		for _, rdb := range append(r.clients, r.real) {
+		for _, rdb := range r.clients {
 			_ = rdb.Close()
 		}
+		_ = r.real.Close()
 	})
 	return r
 }
@@ -173,8 +174,12 @@ func (g modelGate) hold(ctx context.Context, cmds ...redis.Cmder) error {
 	}
 }
 
-// fail gives the error of a call: that of its way, else that of the first command.
+// fail gives the error of a call: that of its way, else that of the first command. It leaves the commands of a pipeline alone where the
+// connection was refused, as go-redis does.
 func (g modelGate) fail(err error, cmds []redis.Cmder) error {
+	if errors.Is(err, loginRefused) && cmds[0].Name() != "time" {
+		return err
+	}
 	for _, cmd := range cmds {
 		if err != nil {
 			cmd.SetErr(err)
@@ -217,6 +222,10 @@ func (m *model) run(c *heldCall, f fate) {
 	m.note("%s %s", func() string { return m.names(c) }, []string{"runs", "is lost", "runs, its answer is lost"}[f])
 	if f == itIsLost {
 		c.answered <- io.EOF
+		return
+	}
+	if err := m.refused(c); err != nil {
+		c.answered <- err
 		return
 	}
 	if asked, ok := c.cmds[0].(*redis.TimeCmd); ok && !c.abandoned() {

@@ -147,6 +147,9 @@ func (m *model) addFaults(may func(weight int, do func())) {
 		return
 	}
 	may(1, func() { m.pass(time.Duration(1+m.random.IntN(30)) * time.Millisecond) })
+	if m.about&aboutRefusals != 0 && m.chance(30) {
+		may(1, m.refuse)
+	}
 	if m.lossy && m.chance(20) {
 		may(1, func() { m.nodes[m.random.IntN(len(m.nodes))].cut() })
 	}
@@ -203,7 +206,11 @@ func (m *model) elapse(d time.Duration) {
 
 // drain lets everything happen that waits.
 func (m *model) drain() {
-	for len(m.wrongs) == 0 {
+	for calls := 0; len(m.wrongs) == 0; calls++ {
+		if calls == modelMaxCalls {
+			m.wrong("the nodes have called Redis %d times, and go on", calls)
+			return
+		}
 		if len(m.pending) > 0 {
 			m.run(m.pending[0], itArrives)
 			m.collect()
@@ -231,6 +238,7 @@ func (m *model) quiet() {
 	m.note("quiet")
 	m.resting = true
 	defer func() { m.resting = false }()
+	m.accept()
 	m.drain()
 	for until := time.Now().Add(15 * time.Second); len(m.wrongs) == 0 && !m.settled(); {
 		if time.Now().After(until) {

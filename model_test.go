@@ -35,6 +35,9 @@ const (
 	// Keys in Redis grow older in steps of this size.
 	modelAging = 50 * time.Millisecond
 
+	// Calls that follow each other at most while no time passes.
+	modelMaxCalls = 5000
+
 	// Schedules that run at the same time.
 	modelParallel = 4
 
@@ -54,6 +57,9 @@ type model struct {
 	redis       *modelRedis
 	scripts     scripts
 	scriptNames map[string]string
+
+	refuses   modelRefusal
+	refusedAt time.Time // when Redis last stopped to refuse
 
 	about concern // what the schedule is about, beside joins, heartbeats and leaves
 
@@ -206,6 +212,7 @@ func (r *modelRunner) run(t *testing.T, seed uint64, about concern) (wrong []str
 
 // stop ends the nodes, whose last calls Redis runs.
 func (m *model) stop() {
+	m.accept()
 	var stopped atomic.Int32
 	for _, n := range m.nodes {
 		go func() {

@@ -64,6 +64,8 @@ var mutants = []mutant{
 	{"a kick whose message was lost is not told", "handle_heartbeat.go", "m.room.tellKicked(m.Conn, m.Epoch, m.kickedAt)", "if !MUTANT {\n\t\tm.room.tellKicked(m.Conn, m.Epoch, m.kickedAt)\n\t}", aboutKicks},
 	{"a goodbye waits for the grace", "handle_leave.go", "if (reason == endAbrupt || reason == endSilent) && grace > 0 {", "if (reason == endAbrupt || reason == endSilent || MUTANT) && grace > 0 {", aboutGrace},
 	{"a hold is not ended in time", "owed.go", "if l.held {", "if l.held && !MUTANT {", aboutGrace},
+	{"Redis is trusted at once after it refused writes", "reaper_contact.go", "c.since = now\n", "c.since = map[bool]time.Time{false: now}[MUTANT]\n", aboutRefusals},
+	{"a command without an answer is taken for one that has it", "presence_call.go", "if len(list) != 1 {", "if len(list) != 1 && !MUTANT {", aboutRefusals},
 	{"a join of unknown outcome is not taken back", "handle_join.go", "if len(before) > 0 || isUnavailable(err) {", "if !MUTANT && (len(before) > 0 || isUnavailable(err)) {", aboutLateCalls},
 }
 

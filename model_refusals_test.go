@@ -1,0 +1,98 @@
+package main
+
+import (
+	"context"
+	"strings"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// modelRefusal is what Redis answers with an error.
+type modelRefusal int
+
+const (
+	refusesNothing modelRefusal = iota
+	refusesWrites               // it answers what only reads
+	refusesLogins               // of connections, which each call needs anew
+)
+
+// modelError is an error reply.
+type modelError string
+
+func (e modelError) Error() string { return string(e) }
+func (modelError) RedisError()     {}
+
+const (
+	writeRefused = modelError("NOREPLICAS Not enough good replicas to write.")
+	loginRefused = modelError("NOAUTH Authentication required.")
+)
+
+// modelPipelines sends each script in a pipeline of its own, and does not look at what the pipeline returns: the command has to have
+// a value or an error. That is how a server sends scripts. The hook completeAnswers is not there.
+type modelPipelines struct{ *redis.Client }
+
+func (p modelPipelines) EvalSha(ctx context.Context, sha string, keys []string, args ...any) *redis.Cmd {
+	pipe := p.Pipeline()
+	cmd := pipe.EvalSha(ctx, sha, keys, args...)
+	_, _ = pipe.Exec(ctx)
+	return cmd
+}
+
+func (p modelPipelines) Eval(ctx context.Context, text string, keys []string, args ...any) *redis.Cmd {
+	pipe := p.Pipeline()
+	cmd := pipe.Eval(ctx, text, keys, args...)
+	_, _ = pipe.Exec(ctx)
+	return cmd
+}
+
+// refuse lets Redis begin or end to refuse something.
+func (m *model) refuse() {
+	if m.refuses != refusesNothing {
+		m.accept()
+		return
+	}
+	m.refuses = modelRefusal(1 + m.random.IntN(2))
+	m.note("Redis refuses %s", []string{"", "writes", "logins"}[m.refuses])
+	if m.chance(50) {
+		m.elapse(time.Duration(1+m.random.IntN(12)) * time.Second)
+	}
+}
+
+// accept ends what refuse began.
+func (m *model) accept() {
+	if m.refuses == refusesNothing {
+		return
+	}
+	m.note("Redis refuses nothing any more")
+	m.refuses, m.refusedAt = refusesNothing, time.Now()
+}
+
+// refused is the error that Redis answers a call with, nil if it runs it.
+func (m *model) refused(c *heldCall) error {
+	switch {
+	case m.refuses == refusesLogins:
+		return loginRefused
+	case m.refuses == refusesWrites && !m.onlyReads(c.cmds[0].Args()):
+		return writeRefused
+	}
+	return nil
+}
+
+// onlyReads tells whether a call leaves everything as it is.
+func (m *model) onlyReads(args []any) bool {
+	for _, sc := range m.scripts.all() {
+		if sc.name == m.script(args) {
+			flags, _, _ := strings.Cut(sc.flagged.source, "\n")
+			return strings.Contains(flags, "no-writes")
+		}
+	}
+	return true
+}
+
+// judgeContact checks that nobody is culled whom Redis refused to refresh, before there was the time for that.
+func (m *model) judgeContact(conn string) {
+	if m.refuses != refusesNothing || !m.refusedAt.IsZero() && time.Since(m.refusedAt) < modelTTL {
+		m.wrong("%s is culled while Redis refuses, or %v after that", conn, time.Since(m.refusedAt))
+	}
+}
