@@ -41,14 +41,17 @@ func (m *model) judgeDue(l *ledger) {
 	l.joined = message{}
 }
 
-// judgeHeld checks that who is held back stays until the grace is over, or its user joins.
+// judgeHeld checks that who is held back stays until the grace is over, or its user joins, and where nothing fails no longer.
 func (m *model) judgeHeld(l *ledger, e message) {
 	broken := m.broken[modelPlace{l.room, e.ConnID}]
 	early := time.Until(broken.Add(m.grace))
-	if broken.IsZero() || early < time.Millisecond || l.due[e.ConnID] || e.Reason == ReasonLeft {
-		return
+	switch {
+	case broken.IsZero() || l.due[e.ConnID] || e.Reason == ReasonLeft:
+	case early >= time.Millisecond:
+		m.wrong("%s leaves %v before its grace is over", e.ConnID, early)
+	case m.calm && -early > modelHoldTolerance:
+		m.wrong("%s leaves %v after its grace is over", e.ConnID, -early)
 	}
-	m.wrong("%s leaves %v before its grace is over", e.ConnID, early)
 }
 
 // judgeHolds checks that nobody is held back for too long.

@@ -243,7 +243,8 @@ func (m *model) same(l *ledger, seen, want facts) bool {
 func (m *model) judgeHeard(client string, l *ledger, v *sight) {
 	first, _ := slices.BinarySearch(l.revs, v.from+1)
 	last, _ := slices.BinarySearch(l.revs, v.rev+1)
-	if !slices.Equal(v.heard, l.revs[first:max(first, last)]) {
+	last = max(first, last)
+	if !slices.Equal(v.heard, l.revs[first:last]) {
 		m.wrong("G1: after revision %d %s has heard %d, published were %d", v.from, client, v.heard, l.revs[first:last])
 	}
 }

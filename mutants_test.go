@@ -90,17 +90,19 @@ func (u mutant) apply(t testing.TB, text string) string {
 
 func (u mutant) script() bool { return strings.HasSuffix(u.file, ".lua") }
 
-// kill runs schedules until one goes wrong. They are the same each time, so that a mutant that is killed once stays dead.
+// kill runs schedules until one goes wrong. They are the same each time, so that a mutant that is killed once stays dead. Others are
+// those after -seed.
 func (u mutant) kill(t *testing.T, runners []*modelRunner) {
 	const atMost = 2000
 	var next, killer atomic.Int64
+	next.Store(int64(*modelSeed))
 	var first atomic.Pointer[string]
 	t.Run(u.name, func(t *testing.T) {
 		t.Run("by", func(t *testing.T) {
 			for i, r := range runners {
 				t.Run(fmt.Sprint(i), func(t *testing.T) {
 					t.Parallel()
-					for seed := next.Add(1); seed <= atMost && killer.Load() == 0; seed = next.Add(1) {
+					for seed := next.Add(1); seed <= int64(*modelSeed)+atMost && killer.Load() == 0; seed = next.Add(1) {
 						if wrong, _ := r.run(t, uint64(seed), u.about); len(wrong) > 0 {
 							killer.CompareAndSwap(0, seed)
 							first.CompareAndSwap(nil, &wrong[0])
@@ -169,7 +171,7 @@ func TestModelKillsMutantsOfTheProgram(t *testing.T) {
 		t.Fatalf("the mutants cannot be built: %v\n%s", err, out)
 	}
 	t.Logf("built in %v", time.Since(began))
-	out, err := exec.CommandContext(t.Context(), binary, "-test.run", "^TestMutantsOfThisBuild$", "-test.v", "-mutants").CombinedOutput()
+	out, err := exec.CommandContext(t.Context(), binary, "-test.run", "^TestMutantsOfThisBuild$", "-test.v", "-mutants", fmt.Sprint("-seed=", *modelSeed)).CombinedOutput()
 	for line := range strings.Lines(string(out)) {
 		if strings.Contains(line, "seed") || strings.Contains(line, "survives") || strings.Contains(line, "---") && !strings.Contains(line, "/by") {
 			t.Log(strings.TrimSpace(line))
