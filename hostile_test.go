@@ -179,18 +179,18 @@ func TestClientsThatNeverReadAreCut(t *testing.T) {
 		if i > 100*updates {
 			t.Fatalf("%d connections are left", n.sockets.count())
 		}
-		writer.ok(eventHeartbeat, fmt.Sprintf(`{"patchState":{"n":%d,"text":%q}}`, i, text))
+		writer.join("home", "writer", fmt.Sprintf(`{"n":%d,"text":%q}`, i, text)) // which no later event replaces
 		seen = i
 	}
-	last := witness.until("the last update", func(e wireEvent) bool { return strings.Contains(string(e.State), fmt.Sprintf(`"n":%d,`, seen)) })
+	last := witness.until("the last join", func(e wireEvent) bool { return strings.Contains(string(e.State), fmt.Sprintf(`"n":%d,`, seen)) })
 	count := 0
 	for _, e := range witness.events {
-		if e.Type == "update" && e.ConnID == writer.id {
+		if e.Type == "join" && e.ConnID == writer.id && len(e.State) > len(text) {
 			count++
 		}
 	}
 	if count != seen {
-		t.Errorf("the witness got %d updates up to revision %d, want %d", count, last.Rev, seen)
+		t.Errorf("the witness got %d joins up to revision %d, want %d", count, last.Rev, seen)
 	}
 	if got := n.handlers.refusals.of(refusedSlow).Load(); got != deaf {
 		t.Errorf("%d were cut as too slow, want %d", got, deaf)
