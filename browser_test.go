@@ -23,6 +23,7 @@ func browserScript(t *testing.T, script string) *realClients {
 		}
 	}
 	need(t, path != "", "Chromium in PATH (apt-get install chromium)")
+	keepsBusy(t)
 	c := &realClients{nodeProcess: nodeScript(t, script, path), told: map[string][]clientNews{}}
 	t.Cleanup(func() {
 		c.do("", "quit", nil)

@@ -35,6 +35,7 @@ import (
 func TestTheDockerfileBuildsAStaticBinary(t *testing.T) {
 	takesLong(t)
 	t.Parallel()
+	keepsBusy(t)
 	text, dir := readText(t, "deploy/Dockerfile"), t.TempDir()
 	stage, _, _ := strings.Cut(text, "FROM scratch")
 	for _, copied := range regexp.MustCompile(`(?m)^COPY (.*) (\S+)$`).FindAllStringSubmatch(stage, -1) {

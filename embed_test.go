@@ -14,6 +14,7 @@ var embeddable = []string{"presence*.go", "reaper*.go", "bridge*.go", "types*.go
 func TestTheEmbeddableFilesAreAProgramOfTheirOwnWithTheRedisClientOnly(t *testing.T) {
 	takesLong(t)
 	t.Parallel()
+	keepsBusy(t)
 	dir := t.TempDir()
 	copyEmbeddable(t, dir)
 	copyInto(t, dir, filepath.Join("testdata", "embed", "main.go"), "main.go")

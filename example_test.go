@@ -20,6 +20,7 @@ const exampleDir = "examples/zishang"
 func TestTheExampleBesideAnotherSocketIOServer(t *testing.T) {
 	takesLong(t)
 	t.Parallel()
+	keepsBusy(t)
 	needNode(t)
 	b, room := realRedis(t), uniqueRoom(t)
 	server, client := buildExample(t)

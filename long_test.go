@@ -16,3 +16,14 @@ func takesLong(t *testing.T) {
 
 // allTests tells whether tests that take long are wanted as well.
 func allTests() bool { return os.Getenv("PRESENCE_TEST_LONG") != "" }
+
+// busyTests holds a token for each test that keeps processors busy.
+var busyTests = make(chan struct{}, 2)
+
+// keepsBusy waits until at most one other test runs that keeps processors busy, as browsers and compilers do: more would disturb
+// tests that measure time.
+func keepsBusy(t *testing.T) {
+	t.Helper()
+	busyTests <- struct{}{}
+	t.Cleanup(func() { <-busyTests })
+}
