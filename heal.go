@@ -44,6 +44,15 @@ func (m *membership) stands() bool {
 	return m.lives()
 }
 
+// entering tells, without waiting, whether the member's first join is at work, of which nobody knows how it ends.
+func (m *membership) entering() bool {
+	if !m.mu.TryLock() {
+		return !m.entered.Load()
+	}
+	m.mu.Unlock()
+	return false
+}
+
 // isOver tells, without waiting, whether the member is out of its room for good.
 func (m *membership) isOver() bool {
 	if !m.mu.TryLock() {
@@ -242,7 +251,7 @@ func (h *healer) restore(m *membership) (changed bool, err error) {
 	had, age := m.Rev, h.service.options.Lookback-time.Until(m.silentAt)
 	err = h.service.putBack(ctx, &m.Member, age, m.room.revision())
 	m.over = hasCode(err, CodeNotJoined) // a kick is final
-	if !isUnavailable(err) {             // a newer incarnation is there: the next request of its client follows that
+	if !isUnavailable(err) { // a newer incarnation is there: the next request of its client follows that
 		return m.Rev != had, nil
 	}
 	return false, err

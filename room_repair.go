@@ -21,9 +21,9 @@ const (
 
 // repair is what a room knows of losses of data in Redis. The room's lock guards it.
 //
-// Members of other nodes that a reading does not find after a loss may be about to be put back. They are spared: kept, and
-// told as gone when they are still missing lossPatience after the loss was noticed. Each has its own deadline, which no later
-// sign of a loss prolongs.
+// Members of other nodes, and those of this one whose first join is at work, that a reading does not find after a loss may be
+// about to be put back. They are spared: kept, and told as gone when they are still missing lossPatience after the loss was
+// noticed. Each has its own deadline, which no later sign of a loss prolongs.
 type repair struct {
 	signs     lossSigns            // of the last reading
 	readBegan time.Time            // when the last reading began
@@ -173,7 +173,7 @@ func (r *room) sparer(s Snapshot) func(Entry) bool {
 	r.repair.spared = nil
 	same := s.Rev == r.replica.stored // no change was missed, so who is missing was lost
 	return func(e Entry) bool {
-		if m := r.owned[e.ConnID]; m != nil {
+		if m := r.owned[e.ConnID]; m != nil && !m.entering() {
 			return m.stands()
 		}
 		until, already := before[e.ConnID]
@@ -201,7 +201,7 @@ func (r *room) tellGone(s Snapshot) {
 		now, found := s.entry(conn)
 		e, there := r.replica.entries.get(conn)
 		switch {
-		case !there, found && !now.olderThan(e.Epoch, e.Rev):
+		case !there, found && !now.olderThan(e.Epoch, e.Rev), r.owned[conn] != nil && r.owned[conn].stands():
 			delete(r.repair.spared, conn)
 		case !found && !until.After(r.repair.readBegan):
 			r.applyAside(r.replica.event(EventLeave, e, s.TS))

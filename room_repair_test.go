@@ -69,6 +69,25 @@ func TestAFirstCounterIsNoLossOfData_G3(t *testing.T) {
 	})
 }
 
+// TestAFirstJoinAtWorkIsSpared_G3 has Redis lose a member of this node whose first join is not yet answered.
+func TestAFirstJoinAtWorkIsSpared_G3(t *testing.T) {
+	inWorld(t, func(w *world) {
+		a := here("a", 8, "{}")
+		w.source.store(10, a)
+		w.source.stored.loss = lossSigns{origin: 5}
+		e := w.guest(w.room())
+		joining := &membership{room: w.room(), mu: newTurn[ofMembership]()}
+		joining.mu.Lock()
+		w.room().own("b", joining)
+		w.tell(joined(10, 11, "b"))
+		w.readAgain(20, lossSigns{origin: 20}, a)
+		w.wantHeard(e, "join b B 1 @11 {}")
+		pause(w.Context(), lossPatience)
+		w.wantHeard(e, "join b B 1 @11 {}", "leave b B 0 @20")
+		joining.mu.Unlock()
+	})
+}
+
 // TestALossIsNotedOnce_G3 has further losses, and changes, follow the first. Nobody who was missing after the first is kept longer for them,
 // and who is put back stays.
 func TestALossIsNotedOnce_G3(t *testing.T) {
