@@ -163,6 +163,7 @@ func (c *connection) beat(ctx context.Context, m *membership, patch json.RawMess
 		}
 	}
 	if err == nil {
+		m.keepOut()
 		m.room.compare(rev)
 		_ = c.service.note(ctx, &m.Member, m.Epoch) // after two lookbacks the index would forget it: the next heartbeat tries again
 	}

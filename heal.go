@@ -251,6 +251,9 @@ func (h *healer) restore(m *membership) (changed bool, err error) {
 	had, age := m.Rev, h.service.options.Lookback-time.Until(m.silentAt)
 	err = h.service.putBack(ctx, &m.Member, age, m.room.revision())
 	m.over = hasCode(err, CodeNotJoined) // a kick is final
+	if err == nil {
+		m.keepOut()
+	}
 	if !isUnavailable(err) { // a newer incarnation is there: the next request of its client follows that
 		return m.Rev != had, nil
 	}

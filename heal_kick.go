@@ -5,6 +5,14 @@ import (
 	"strconv"
 )
 
+// keepOut has a member removed that a request or the healer has just put back, if this node was told of its kick meanwhile: Redis
+// may have lost the fence. m.mu is held.
+func (m *membership) keepOut() {
+	if m.expelled() && m.room.hub.loss != nil {
+		m.room.hub.loss.toldOfKick(m.room, m.Conn, m.Epoch)
+	}
+}
+
 // toldOfKick makes sure that a kicked member of this node is out of the room. Anybody who may publish on the room's channel can tell
 // of a kick that has not happened. The member's socket has been told of its leave by then, and hears nothing of the room any
 // more: it must not stay a member.

@@ -3,7 +3,11 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"sync/atomic"
 	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
 )
 
 // TestAKickLeavesANewerIncarnationAlone: a node that knows only the incarnation that was kicked is told of the one after it, so that it
@@ -34,4 +38,50 @@ func TestAKickLeavesANewerIncarnationAlone_G4_G5(t *testing.T) {
 			t.Errorf("the room is %+v, %v", snapshot.Entries, err)
 		}
 	})
+}
+
+// afterScript does something after each run of a script.
+type afterScript struct {
+	redis.UniversalClient
+	sha  string
+	then atomic.Pointer[func()]
+}
+
+func (a *afterScript) EvalSha(ctx context.Context, sha string, keys []string, args ...any) *redis.Cmd {
+	cmd := a.UniversalClient.EvalSha(ctx, sha, keys, args...)
+	if then := a.then.Load(); sha == a.sha && cmd.Err() == nil && then != nil {
+		(*then)()
+	}
+	return cmd
+}
+
+// TestAKickIsFinalWhenItsFenceIsLost_G8 has a node learn of a kick while it puts the member back into a Redis that has lost all data.
+func TestAKickIsFinalWhenItsFenceIsLost_G8(t *testing.T) {
+	t.Parallel()
+	for _, way := range []string{"the healer", "a heartbeat"} {
+		t.Run(way, func(t *testing.T) {
+			b := ownRedis(t, false)
+			rdb := &afterScript{UniversalClient: b.open(t), sha: loadScripts(false).restore.flagged.sha}
+			n, room := startNodeOn(t, rdb), uniqueRoom(t)
+			u := n.user(t)
+			epoch := u.join(room, "ann", "{}").Self.Epoch
+			r := n.hub.find(room)
+			r.mu.Lock()
+			m := r.owned[u.id]
+			r.mu.Unlock()
+			var restored atomic.Bool
+			kicked := func() {
+				restored.Store(true)
+				m.kicked.Store(epoch)
+			}
+			rdb.then.Store(&kicked)
+			flushAll(t, rdb)
+			if way == "a heartbeat" {
+				u.ask(eventHeartbeat, "")
+			}
+			eventually(t, 5*time.Second, "the member is removed again", func() bool {
+				return restored.Load() && len(mustRead(t, n.service, room).Entries) == 0
+			})
+		})
+	}
 }
