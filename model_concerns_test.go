@@ -12,6 +12,7 @@ const (
 	aboutLostMessages // and subscriptions
 	aboutPauses       // in which much time goes by
 	aboutRefusals     // of writes and logins
+	aboutLoss         // of data in Redis
 )
 
 // concern draws what the schedule is about, and the settings for it.
@@ -24,12 +25,12 @@ func (m *model) concern(forced concern) {
 	for _, c := range []struct {
 		concern
 		percent int
-	}{{aboutKicks, 20}, {aboutGrace, 20}, {aboutRefusals, 10}} {
+	}{{aboutKicks, 20}, {aboutGrace, 20}, {aboutRefusals, 10}, {aboutLoss, 20}} {
 		if m.chance(c.percent) {
 			m.about |= c.concern
 		}
 	}
-	m.calm = m.calm && m.about&aboutRefusals == 0
+	m.calm = m.calm && m.about&(aboutRefusals|aboutLoss) == 0
 	if m.about&aboutGrace != 0 {
 		m.grace = time.Duration(500+m.random.IntN(5000)) * time.Millisecond
 		if m.chance(50) {

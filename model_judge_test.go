@@ -54,7 +54,8 @@ type ledger struct {
 	held   map[string]bool       // connections that Redis holds back
 	due    map[string]bool       // those of them whose user has just joined
 	joined message               // the last message, if it was a join, or a leave that comes with one
-	forgot bool                  // Redis has lost the room: the next message may follow any
+	told   map[placeID]bool      // incarnations that were kicked, whose clients know it
+	forgot bool                  // Redis has lost the counter: the next message may follow any
 }
 
 // placeID is an incarnation.
@@ -65,7 +66,8 @@ type placeID struct {
 
 func newLedger(room string) *ledger {
 	return &ledger{room: room, facts: facts{}, at: map[int64]facts{0: {}}, gone: map[placeID]Reason{}, joins: map[placeID]bool{},
-		left: map[placeID]bool{}, kicked: map[placeID]time.Time{}, kicks: map[string]int{}, held: map[string]bool{}, due: map[string]bool{}}
+		left: map[placeID]bool{}, kicked: map[placeID]time.Time{}, kicks: map[string]int{}, held: map[string]bool{}, due: map[string]bool{},
+		told: map[placeID]bool{}}
 }
 
 // published enters a message of Redis and checks it.
@@ -110,15 +112,15 @@ func (m *model) enter(l *ledger, e message) {
 		m.wrong("%s joins as %s and was not seen to leave as %s", e.ConnID, e.UserID, old.user)
 	case e.Type == EventJoin && there && old.epoch >= e.Epoch:
 		m.wrong("G8: a join of %s with epoch %d, which is there with epoch %d", e.ConnID, e.Epoch, old.epoch)
-	case e.Type == EventJoin && left && reason != ReasonTimeout && reason != ReasonNodeLost:
+	case e.Type == EventJoin && left && reason != ReasonTimeout && reason != ReasonNodeLost && reason != reasonLost:
 		m.wrong("G5: %s with epoch %d comes back after it has left (%s)", e.ConnID, e.Epoch, reason)
-	case e.Type == EventJoin && l.joins[id] && !left && !m.lost:
+	case e.Type == EventJoin && l.joins[id] && !left:
 		m.wrong("G5: %s joins twice with epoch %d", e.ConnID, e.Epoch)
 	case e.Type == EventJoin && !l.joins[id] && e.Epoch != e.Rev:
 		m.wrong("a new incarnation of %s has epoch %d at revision %d", e.ConnID, e.Epoch, e.Rev)
 	case e.Type == EventUpdate && (!there || old.epoch != e.Epoch):
 		m.wrong("an update of %s with epoch %d, which is not there", e.ConnID, e.Epoch)
-	case e.Type == EventUpdate && old.state == string(e.State) && !m.lost:
+	case e.Type == EventUpdate && old.state == string(e.State):
 		m.wrong("an update of %s that changes nothing", e.ConnID)
 	case e.Type == EventLeave && (!there || old.epoch != e.Epoch || old.user != e.UserID):
 		m.wrong("G5: a leave of %s with epoch %d, which is not there", e.ConnID, e.Epoch)
@@ -151,6 +153,9 @@ func (m *model) judgeLeave(l *ledger, e message) {
 			m.wrong("%s is replaced without a join", e.ConnID)
 		}
 	case ReasonKicked:
+		if !l.kicked[placeID{e.ConnID, e.Epoch}].IsZero() {
+			break // after a loss, its node has repeated the kick
+		}
 		if l.kicks[e.ConnID]--; l.kicks[e.ConnID] < 0 {
 			m.wrong("%s is kicked by nobody", e.ConnID)
 		}
@@ -186,6 +191,7 @@ func (m *model) see(c *modelClient, e *wireEvent) {
 		m.wrong("G2: %s gets event %d after %d", c.id, e.Rev, v.rev)
 	case e.Rev > v.rev:
 		v.together = nil
+	case m.losing(): // what is found to be lost is told with a revision that was told before
 	case slices.Contains(v.together, e.ConnID) || v.together == nil && !m.culled:
 		m.wrong("G1: %s gets event %d of %s again", c.id, e.Rev, e.ConnID)
 	}
@@ -197,6 +203,7 @@ func (m *model) see(c *modelClient, e *wireEvent) {
 	} else {
 		v.facts[e.ConnID] = fact{user: e.UserID, epoch: e.Epoch, state: string(e.State)}
 	}
+	m.judgeTold(c, e)
 	m.seeOwnEnd(c, e)
 	if n := v.facts.count(e.UserID); n != e.UserConns {
 		m.wrong("%s hears with event %d that %s has %d connections, and has seen %d", c.id, e.Rev, e.UserID, e.UserConns, n)
@@ -209,7 +216,7 @@ func (m *model) judgeViews() {
 	for _, c := range m.clients {
 		for _, l := range m.rooms {
 			v := c.places[l.room].view
-			if v == nil || m.lost || v.judged == v.rev {
+			if v == nil || m.losing() || v.judged == v.rev {
 				continue
 			}
 			v.judged = v.rev
@@ -249,7 +256,8 @@ func (m *model) judgeHeard(client string, l *ledger, v *sight) {
 	}
 }
 
-// assertConverged checks that every client and every replica has the room as it is.
+// converged tells what keeps clients from having the room as it is, and nodes from having put back who Redis has lost. It is empty if
+// nothing does.
 func (m *model) converged() (complaint string) {
 	for _, l := range m.rooms {
 		for _, c := range m.clients {
@@ -258,7 +266,7 @@ func (m *model) converged() (complaint string) {
 			}
 		}
 	}
-	return ""
+	return m.unhealed()
 }
 
 // judgeAck checks the answer to a request, and follows what it says.
@@ -304,7 +312,7 @@ func (m *model) judgeSnapshot(l *ledger, rev int64, list []wireEntry, latest tim
 	if len(l.revs) == 0 {
 		known = true // an empty room without a counter has any revision
 	}
-	if !m.lost && (!known || !m.same(l, entries(list), want)) {
+	if !m.losing() && (!known || !m.same(l, entries(list), want)) {
 		m.wrong("G3: the snapshot of revision %d is\n    %s\n  and not\n    %s", rev, entries(list), want)
 	}
 	for _, e := range list {

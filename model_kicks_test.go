@@ -12,9 +12,10 @@ import (
 // modelKick is a kick under way.
 type modelKick struct {
 	*ledger
-	conn string
-	seen int                   // leaves of kicks before it
-	done atomic.Pointer[error] // what it returned
+	conn  string
+	seen  int // leaves of kicks before it
+	began time.Time
+	done  atomic.Pointer[error] // what it returned
 }
 
 // kick has a node remove a connection for good, wherever that is. It may be one that is not there.
@@ -24,7 +25,7 @@ func (m *model) kick() {
 	if len(conns) == 0 {
 		conns = []string{m.clients[0].id}
 	}
-	k := &modelKick{ledger: l, conn: conns[m.random.IntN(len(conns))], seen: len(l.kicked)}
+	k := &modelKick{ledger: l, conn: conns[m.random.IntN(len(conns))], seen: len(l.kicked), began: time.Now()}
 	n := m.nodes[m.random.IntN(len(m.nodes))]
 	m.note("n%d kicks %s", n.index, k.conn)
 	l.kicks[k.conn]++
@@ -52,7 +53,7 @@ func (m *model) finishKicks() {
 			}
 		case hasCode(err, CodeNotJoined):
 			k.kicks[k.conn]--
-			if there {
+			if there && !m.lostSince(k.began) {
 				m.wrong("a kick does not find %s", k.conn)
 			}
 		case !isUnavailable(err) || m.calm:
@@ -76,6 +77,7 @@ func (m *model) seeOwnEnd(c *modelClient, e *wireEvent) {
 	p.view.over = true
 	if e.Reason == string(ReasonKicked) {
 		p.view = nil
+		m.roomOf(e).told[placeID{e.ConnID, e.Epoch}] = true
 	}
 }
 

@@ -18,24 +18,28 @@ import (
 
 // modelClock is what the scripts say in the model instead of asking the machine for the time.
 const (
-	modelClockKey = "model:clock"
-	modelClock    = `local function model_time()
+	modelClockKey  = "model:clock"
+	modelServerKey = "model:server"
+	modelClock     = `local function model_time()
   local ms = redis.call('GET', 'model:clock')
   return { string.sub(ms, 1, -4), string.sub(ms, -3) .. '000' }
 end
 `
 
+	// modelInfo becomes the name of the server.
+	modelInfo = "redis.pcall('INFO', 'server')"
+
 	// modelPublish becomes a push onto a list in the channel's place, which the model reads after each call.
 	modelPublish = "redis.call(PUBLISH, CHANNEL,"
 
-	// modelTick takes KEYS 1 the clock, ARGV 1 its time, 2 ms by which every key grows older.
+	// modelTick takes KEYS 1 the clock, 2 the server, ARGV 1 the time, 2 ms by which every key grows older, 3 the name of the server.
 	modelTick = `
 local older = tonumber(ARGV[2])
 for _, key in ipairs(older > 0 and redis.call('KEYS', '*') or {}) do
   local life = redis.call('PTTL', key)
   if life >= 0 then redis.call('PEXPIRE', key, math.max(0, life - older)) end
 end
-redis.call('SET', KEYS[1], ARGV[1])`
+redis.call('MSET', KEYS[1], ARGV[1], KEYS[2], ARGV[3])`
 
 	// modelPicture reads all of a room in one step. KEYS as in room.lua, ARGV the room.
 	modelPicture = `
@@ -77,9 +81,10 @@ func modelScripts(t testing.TB, change func(text string) string) (loaded scripts
 				flags, text = "--", form.source
 			}
 			text = strings.ReplaceAll(change(text), "redis.call('TIME')", "model_time()")
+			text = strings.ReplaceAll(text, modelInfo, "'run_id:' .. redis.call('GET', 'model:server')")
 			text = strings.ReplaceAll(text, modelPublish, "redis.call('RPUSH', CHANNEL,")
-			if strings.Contains(text, "TIME'") {
-				t.Fatalf("%s asks for the time in a way that the model does not know", sc.name)
+			if strings.Contains(text, "TIME'") || strings.Contains(text, "INFO'") {
+				t.Fatalf("%s asks for the time or the server in a way that the model does not know", sc.name)
 			}
 			*form = newScriptText(flags + "\n" + modelClock + text)
 			names[form.sha] = sc.name
@@ -293,7 +298,7 @@ func (m *model) do(cmds ...redis.Cmder) {
 		}
 		m.aged += older
 		m.ticked = now
-		batch = append(batch, redis.NewCmd(ctx, "EVAL", modelTick, 1, modelClockKey, now, older))
+		batch = append(batch, redis.NewCmd(ctx, "EVAL", modelTick, 2, modelClockKey, modelServerKey, now, older, m.server))
 	}
 	batch = append(batch, cmds...)
 	published := make([]*redis.StringSliceCmd, len(m.rooms))

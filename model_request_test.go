@@ -129,6 +129,9 @@ func (m *model) heartbeat(c *modelClient, l *ledger, more string, judge func(*mo
 				m.judgeExpelled(l, c)
 				*p = place{busy: true, epoch: p.epoch}
 			case ack.OK && l.kicked[placeID{c.id, p.epoch}].After(c.op.began): // it was refreshed before
+			case ack.OK && m.lostSince(c.op.began): // it was refreshed before
+				p.heartbeat(began)
+				judge(m, ack)
 			case !ack.OK || !p.in:
 				m.wrong("a heartbeat of %s is answered with %v %s", c.id, ack.OK, ack.Code)
 			default:

@@ -147,13 +147,16 @@ func (m *model) addFaults(may func(weight int, do func())) {
 		return
 	}
 	may(1, func() { m.pass(time.Duration(1+m.random.IntN(30)) * time.Millisecond) })
-	if m.about&aboutRefusals != 0 && m.chance(30) {
+	if m.about&aboutLoss != 0 && m.refuses == refusesNothing && m.chance(40) {
+		may(3, m.lose)
+	}
+	if m.about&aboutRefusals != 0 && !m.losing() && m.chance(30) {
 		may(1, m.refuse)
 	}
 	if m.lossy && m.chance(20) {
 		may(1, func() { m.nodes[m.random.IntN(len(m.nodes))].cut() })
 	}
-	if m.troubled && len(m.pending) > 0 && m.chance(40) {
+	if m.troubled && len(m.pending) > 0 && !m.losing() && m.chance(40) {
 		may(1, m.hang)
 	}
 	if m.chance(pauses) {
@@ -248,15 +251,15 @@ func (m *model) quiet() {
 	}
 	for _, c := range m.clients {
 		for _, l := range m.rooms {
-			if p := c.places[l.room]; p.in && !c.over && len(m.wrongs) == 0 && !m.calm {
+			if p := c.places[l.room]; p.in && !c.over && len(m.wrongs) == 0 && m.needsHeartbeat(p) {
 				m.beat(c, l)
 				m.await(c)
 			}
 		}
 	}
 	within := 2 * time.Second
-	if m.culled {
-		within = lossPatience + time.Second
+	if m.culled || m.losing() {
+		within = modelLossOver
 	}
 	for end := time.Now().Add(within); len(m.wrongs) == 0 && m.converged() != ""; {
 		if time.Now().After(end) {

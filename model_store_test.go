@@ -140,6 +140,9 @@ func (p roomPicture) judgeSeen(conn string, seen int64) {
 
 // judgeOuterIndices checks that what stands outside of the room's slot holds enough.
 func (p roomPicture) judgeOuterIndices() {
+	if p.losing() {
+		return
+	}
 	for i := range p.list(7) {
 		entry := p.list(7).list(i)
 		index := entry.pairs(2)

@@ -61,6 +61,10 @@ type model struct {
 	refuses   modelRefusal
 	refusedAt time.Time // when Redis last stopped to refuse
 
+	lostAt time.Time // when Redis last lost data
+	losses int
+	server int // names the process of Redis
+
 	about concern // what the schedule is about, beside joins, heartbeats and leaves
 
 	grace    time.Duration
@@ -68,7 +72,6 @@ type model struct {
 	calm     bool // no call, no message gets lost, and nothing takes long
 	lossy    bool // messages and subscriptions get lost
 	troubled bool // calls get lost, or are late
-	lost     bool // Redis has lost its data
 	flushed  bool // Redis has lost the scripts
 	resting  bool // nothing fails for now
 	hung     bool // Redis has not answered since it hung

@@ -29,6 +29,7 @@ var mutants = []mutant{
 	{"two events have one revision", "lua/join.lua", "if moved then rev = digits(rev + 1) end", "", 0},
 	{"a join is not in conns", "lua/room.lua", "redis.call('SADD', CONNS, conn)", "", 0},
 	{"a revision does not grow", "lua/room.lua", "math.max(prev, KNOWN) + 1", "math.max(prev, KNOWN)", 0},
+	{"a counter that was lost goes on below the one before", "lua/room.lua", "  if least <= tonumber(now) then return now end\n", "", aboutLoss},
 	{"a connection's hash does not expire", "lua/room.lua", "redis.call('PEXPIRE', hash, ttl)", "", 0},
 	{"a patch leaves the hash behind", "lua/patch.lua", "redis.call('HSET', hash, 'state', state, 'rev', m.rev,", "redis.call('HSET', hash, 'rev', m.rev,", 0},
 	{"a patch tells nobody", "lua/patch.lua", "publish(prev, m.rev, now, user_conns, 'update', conn, m, nil, state)", "", 0},
@@ -66,6 +67,11 @@ var mutants = []mutant{
 	{"a hold is not ended in time", "owed.go", "if l.held {", "if l.held && !MUTANT {", aboutGrace},
 	{"Redis is trusted at once after it refused writes", "reaper_contact.go", "c.since = now\n", "c.since = map[bool]time.Time{false: now}[MUTANT]\n", aboutRefusals},
 	{"a command without an answer is taken for one that has it", "presence_call.go", "if len(list) != 1 {", "if len(list) != 1 && !MUTANT {", aboutRefusals},
+	{"who is missing after a loss of data is told as gone at once", "room_repair.go", "if !until.After(r.repair.readBegan) {", "if !until.After(r.repair.readBegan) || MUTANT {", aboutLoss},
+	{"a member of this node is told as gone after a loss of data", "room_repair.go", "return m.stands()", "return m.stands() && !MUTANT", aboutLoss},
+	{"who left during a loss of data is not told as gone", "room_repair.go", "if r.repair.checking || len(r.repair.spared) == 0 {", "if r.repair.checking || len(r.repair.spared) == 0 || MUTANT {", aboutLoss},
+	{"who was lost is not put back", "room.go", "return slices.Collect(maps.Values(r.owned))", "if MUTANT {\n\t\treturn nil\n\t}\n\treturn slices.Collect(maps.Values(r.owned))", aboutLoss},
+	{"a kick is forgotten with its fence", "heal.go", "return m.Epoch <= m.kicked.Load() && !m.unsure", "return m.Epoch <= m.kicked.Load() && !m.unsure && !MUTANT", aboutLoss | aboutKicks},
 	{"a join of unknown outcome is not taken back", "handle_join.go", "if len(before) > 0 || isUnavailable(err) {", "if !MUTANT && (len(before) > 0 || isUnavailable(err)) {", aboutLateCalls},
 }
 
