@@ -106,6 +106,7 @@ func TestAPanicOfACrewComesUpInWhoWaits(t *testing.T) {
 
 // TestTheNodesLoopsGoOnAfterAPanic in the call of a script, each where it is made.
 func TestTheNodesLoopsGoOnAfterAPanic(t *testing.T) {
+	t.Parallel()
 	takesLong(t)
 	for _, script := range []string{"probe", "claim_rooms", "overdue", "claim_nodes", "renew_lease", "pulse", "read", "restore", "unindex_user"} {
 		t.Run(script, func(t *testing.T) {

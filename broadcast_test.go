@@ -119,6 +119,7 @@ type nodeCommand struct {
 // adapter, and the real emitter. Not parallel to others: what goes to everybody would reach
 // the sockets of their nodes.
 func TestBroadcastWithNode(t *testing.T) {
+	t.Parallel()
 	takesLong(t)
 	eachBackend(t, func(t *testing.T, b backend) {
 		libraries := []string{"redis", "ioredis"}

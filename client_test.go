@@ -242,6 +242,7 @@ func TestTheRealClientComesBack(t *testing.T) {
 
 // TestEveryChangeIsSeenOnce_G1 lets clients on two nodes join, change, leave and vanish.
 func TestEveryChangeIsSeenOnce_G1(t *testing.T) {
+	t.Parallel()
 	takesLong(t)
 	for name, start := range map[string]func(testing.TB) backend{"redis": realRedis, "cluster": redisCluster} {
 		t.Run(name, func(t *testing.T) {

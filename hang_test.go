@@ -72,6 +72,7 @@ func (a *answers) note(t testing.TB, o *observer, n int) {
 // answered in time, the nodes do not grow, nobody is taken for silent or lost, and a join whose client was not told is taken
 // back.
 func TestRedisHangs_G5_G7(t *testing.T) {
+	t.Parallel()
 	takesLong(t)
 	for name, hang := range map[string]struct {
 		lasts time.Duration

@@ -60,6 +60,7 @@ func startAudience(t *testing.T) (c *audience, nodes []*node, rdb redis.Universa
 
 // TestARoomWhoseKeysAreSpoiltHeals_G3_G6_G8 with clients that do nothing meanwhile, and with some that change the room.
 func TestARoomWhoseKeysAreSpoiltHeals_G3_G6_G8(t *testing.T) {
+	t.Parallel()
 	for name, spoil := range spoiltRooms() {
 		for _, changing := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s/changing %t", name, changing), func(t *testing.T) {

@@ -53,6 +53,7 @@ func must(t testing.TB, err error) {
 
 // TestMembersComeBackAfterALossOfData_G3_G8 has clients that do nothing while Redis loses all or the last changes.
 func TestMembersComeBackAfterALossOfData_G3_G8(t *testing.T) {
+	t.Parallel()
 	for name, loss := range lossesOfData {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -181,6 +181,7 @@ func TestATokenHasToAllowWatchingUsers(t *testing.T) {
 
 // Each fault ends with the right view, within its bound, and no user whose socket lives is ever told to be gone.
 func TestWatchedUsersOverFaults_G8(t *testing.T) {
+	t.Parallel()
 	for name, fault := range map[string]func(t *testing.T, server *redisProcess, b backend){
 		"FLUSHALL": func(t *testing.T, _ *redisProcess, b backend) {
 			if err := b.open(t).FlushAll(t.Context()).Err(); err != nil {

@@ -115,6 +115,7 @@ func (u *user) unavailableInTime(event, payload string) {
 }
 
 func TestWithoutRedisEveryRequestIsAnswered(t *testing.T) {
+	t.Parallel()
 	takesLong(t)
 	for name, what := range map[string]trouble{"refusing": refuse, "hanging": hang} {
 		t.Run(name, func(t *testing.T) {
@@ -166,6 +167,7 @@ func TestAJoinOfUnknownOutcomeIsTakenBack_G5(t *testing.T) {
 
 // TestARepeatedJoinOfUnknownOutcomeStays_G5: what is owed for the first try must not take the second one along.
 func TestARepeatedJoinOfUnknownOutcomeStays_G5(t *testing.T) {
+	t.Parallel()
 	takesLong(t)
 	eachBackend(t, func(t *testing.T, b backend) {
 		rdb, n := startTroubled(t, b)

@@ -129,6 +129,7 @@ func (s *Service) hasJudges() bool {
 // TestARedisThatRefusesWritesLosesNobody_G5: neither the living members nor those of a living node, for as long as it lasts,
 // and those who are silent or whose node has died leave within the bounds after it.
 func TestARedisThatRefusesWritesLosesNobody_G5(t *testing.T) {
+	t.Parallel()
 	takesLong(t)
 	const lasts = 4 * time.Second // two lookbacks, four leases
 	o := Options{TTL: time.Second, Lookback: 2 * time.Second, NodeLease: time.Second, ReaperInterval: 100 * time.Millisecond}
