@@ -57,8 +57,7 @@ func newMetrics(g gauges) *metrics {
 		gaps:      counter(r, "pubsub_gaps_total", "Times that messages of a room were found to be missing."),
 		repairs:   counter(r, "pubsub_repairs_total", "Differences told after a room was read anew."),
 	}
-	m.leaves = counters(r, "leaves_total", "Members that left by this node's doing.", "reason",
-		ReasonLeft, ReasonDisconnected, ReasonTimeout, ReasonNodeLost, ReasonReplaced, ReasonKicked)
+	m.leaves = counters(r, "leaves_total", "Members that left by this node's doing.", "reason", reasons...)
 	m.heartbeats = counters(r, "heartbeats_total", "Heartbeats by the code of their answer, none if it is well.", "code", "",
 		CodeInvalidPayload, CodeStateTooLarge, CodeNotJoined, CodeStaleEpoch, CodeRateLimited, CodeForbidden, CodeUnavailable)
 	m.hooks = counters(r, "webhook_events_total", "Events for the webhook, by what became of them.", "result", hookSent, hookFailed, hookDropped)

@@ -5,6 +5,7 @@ import (
 	"io"
 	"net/http"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -198,4 +199,18 @@ func counted(t testing.TB, c prometheus.Counter) float64 {
 		t.Fatal(err)
 	}
 	return m.GetCounter().GetValue()
+}
+
+// TestMetricsCountEveryReason: one that is not in the list would be counted nowhere.
+func TestMetricsCountEveryReason(t *testing.T) {
+	var listed []string
+	for _, reason := range reasons {
+		listed = append(listed, string(reason))
+	}
+	all := texts(t, sources(t)["types.go"], "Reason")
+	slices.Sort(all)
+	slices.Sort(listed)
+	if !slices.Equal(listed, all) {
+		t.Errorf("the list has %q, the constants are %q", listed, all)
+	}
 }

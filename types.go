@@ -85,6 +85,9 @@ const (
 	ReasonKicked       Reason = "kicked"       // an operator removed it
 )
 
+// reasons are all of them.
+var reasons = []Reason{ReasonLeft, ReasonDisconnected, ReasonTimeout, ReasonNodeLost, ReasonReplaced, ReasonKicked}
+
 // Event is one change of a room, as presence:event carries it.
 type Event struct {
 	Type      EventType       `json:"type"`
