@@ -52,7 +52,7 @@ func TestEachModeRunsWithoutFaults(t *testing.T) {
 				t.Skip("takes long: set PRESENCE_TEST_LONG=1 to run it")
 			}
 			file := filepath.Join(t.TempDir(), "results.json")
-			args := []string{"-mode", mode, "-server", server, "-clients", "20", "-rooms", "4", "-rate", "200", "-seconds", "0.1", "-nodes", "2",
+			args := []string{"-mode", mode, "-server", server, "-clients", "20", "-rooms", "4", "-rate", "200", "-seconds", "0.3", "-nodes", "2",
 				"-floor-rounds", "20", "-json", file}
 			var out bytes.Buffer
 			if err := run(t.Context(), args, &out); err != nil {
