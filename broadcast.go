@@ -11,7 +11,6 @@ import (
 	"math"
 	"strconv"
 	"strings"
-	"sync"
 
 	"github.com/redis/go-redis/v9"
 	"github.com/vmihailenco/msgpack/v5"
@@ -44,27 +43,23 @@ type localSockets interface {
 // @socket.io/redis-adapter, and @socket.io/redis-emitter. Events of presence do not
 // go this way.
 type broadcaster struct {
+	*background
 	uid   string // whose messages are our own, coming back
 	rdb   redis.UniversalClient
 	local localSockets
 	log   *slog.Logger
-
-	stop context.CancelFunc
-	work sync.WaitGroup
 }
 
 // newBroadcaster subscribes, and delivers to the local sockets until close.
 func newBroadcaster(rdb redis.UniversalClient, local localSockets, log *slog.Logger) *broadcaster {
-	ctx, stop := context.WithCancel(context.Background())
-	b := &broadcaster{uid: rand.Text(), rdb: rdb, local: local, log: log, stop: stop}
-	b.work.Go(func() { keepRunning(ctx, log, "application events", func() { b.listen(ctx) }, nil) })
+	b := &broadcaster{background: newBackground(), uid: rand.Text(), rdb: rdb, local: local, log: log}
+	b.keep(log, "application events", func() { b.listen(b.ctx) }, nil)
 	return b
 }
 
 // close ends the subscription and waits for it.
 func (b *broadcaster) close() {
-	b.stop()
-	b.work.Wait()
+	b.end()
 }
 
 // Broadcast sends an event to every socket in the room, on whatever node it is. The

@@ -57,18 +57,19 @@ func startBroadcaster(t *testing.T, rdb redis.UniversalClient) (*broadcaster, *l
 	return b, ears
 }
 
-// waitForSubscription publishes until something arrives.
+// waitForSubscription publishes until something arrives, and waits for the last of it: what comes later is not of this.
 func (l *localEars) waitForSubscription(t *testing.T, rdb redis.UniversalClient) {
 	t.Helper()
 	room := uniqueRoom(t)
-	message, err := encodeMessage("test", room, "probe", nil)
-	if err != nil {
-		t.Fatal(err)
+	publish := func(event string) error {
+		message, err := encodeMessage("test", room, event, nil)
+		must(t, err)
+		return rdb.Publish(t.Context(), adapterChannel+room+"#", message).Err()
 	}
-	eventually(t, 10*time.Second, "the subscription", func() bool {
-		rdb.Publish(t.Context(), adapterChannel+room+"#", message)
-		return l.count(fmt.Sprintf(`["%s"]-[] 42["probe"]`, room)) > 0
-	})
+	heard := func(event string) bool { return l.count(fmt.Sprintf(`["%s"]-[] 42["%s"]`, room, event)) > 0 }
+	eventually(t, 10*time.Second, "the subscription", func() bool { return publish("probe") == nil && heard("probe") })
+	must(t, publish("last probe"))
+	eventually(t, 10*time.Second, "the last of it", func() bool { return heard("last probe") })
 }
 
 // TestBroadcastReachesEachNodeOnce has two nodes that both send.

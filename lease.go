@@ -40,7 +40,6 @@ type lease struct {
 	turn  int64            // counts notes
 	noted map[string]int64 // room → turn in which Redis was told of it
 	left  map[string]int64 // rooms that Redis is to forget, unless they were noted in a later turn
-
 }
 
 // newLease makes a lease under a new name. It is kept after start. lost is called each time that it was lost.

@@ -136,6 +136,21 @@ func (n *node) wire(config Config) {
 		n.bridge = open(aboutRooms, sink)
 		return n.bridge
 	}, func(sink bridgeSink) *bridge { return open(aboutUsers, sink) })
+	n.wireSockets(config)
+	n.lease.start()
+	if config.SocketIOAdapter {
+		n.casts = newBroadcaster(n.redis, n.handlers, n.log)
+	}
+	mux := http.NewServeMux()
+	mux.Handle("/socket.io/", n.sockets)
+	mountPage(mux, config.Demo, rand.Text()[:6])
+	site := &web{service: n.service, hub: n.hub, apiKey: config.APIKey, unready: n.unready, log: n.log}
+	mux.Handle("GET /metrics", n.metrics.handler(n.log))
+	n.server = newHTTPServer(site.before(mux))
+}
+
+// wireSockets bounds the connections that the listener accepts, and makes what serves their clients.
+func (n *node) wireSockets(config Config) {
 	accepted := newAcceptLimits(config.MaxConnections, config.MaxConnectionsPerAddress, descriptorLimit("/proc/self/limits"))
 	n.listener = newBoundedListener(n.listener, accepted, n.handlers.refusals)
 	gate := newGate(cmp.Or(config.MaxConnections, accepted.most), config.MaxConnectionsPerAddress, n.handlers.refusals)
@@ -155,16 +170,6 @@ func (n *node) wire(config Config) {
 		Admit:           gate.admit,
 		Refusals:        n.handlers.refusals,
 	}, n.handlers)
-	n.lease.start()
-	if config.SocketIOAdapter {
-		n.casts = newBroadcaster(n.redis, n.handlers, n.log)
-	}
-	mux := http.NewServeMux()
-	mux.Handle("/socket.io/", n.sockets)
-	mountPage(mux, config.Demo, rand.Text()[:6])
-	site := &web{service: n.service, hub: n.hub, apiKey: config.APIKey, unready: n.unready, log: n.log}
-	mux.Handle("GET /metrics", n.metrics.handler(n.log))
-	n.server = newHTTPServer(site.before(mux))
 }
 
 // wireRooms makes what is between the service and the sockets. The two functions connect to the channels of rooms, at once, and

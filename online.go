@@ -74,7 +74,6 @@ type onlookers struct {
 	owing   int                  // users that the next step looks at, in parts of one: so many onlineSteps make a user
 	queues  [lookBusy][]*watched // are to be looked at, by state
 	workers int                  // that look at them
-
 }
 
 // watched is a user whom somebody here watches. The onlookers' lock guards it.

@@ -58,7 +58,6 @@ type owed struct {
 	chances int           // failures until the next pause
 	workers int           // that run
 	wake    chan struct{} // there is something new
-
 }
 
 func newOwed(s *Service) *owed {

@@ -46,7 +46,6 @@ type pipelines struct {
 	lines    map[*redis.Client]*pipeline
 	reloaded time.Time
 	added    chan struct{} // holds a token when a line was added
-
 }
 
 // newPipelines takes a *redis.Client or a *redis.ClusterClient.

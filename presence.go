@@ -49,7 +49,6 @@ type Service struct {
 	loads    scriptLoads
 	left     departed
 	reaper   atomic.Pointer[reaper] // the one that runs, nil = none
-
 }
 
 // NewService starts a service on a client. The caller ends it with Stop and closes the client afterwards.

@@ -75,7 +75,6 @@ type webhook struct {
 	waiting []hookEvent
 	wake    chan struct{}
 	ending  chan struct{} // closed when no more events come: from then on each post has one try
-
 }
 
 func newWebhook(target, secret string, times hookTimes, m *metrics, log *slog.Logger) *webhook {

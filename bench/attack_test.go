@@ -17,8 +17,8 @@ func TestEachAttackIsReported(t *testing.T) {
 	}
 	for _, m := range attackModes() {
 		t.Run(m.name, func(t *testing.T) {
-			if m.name != "attack-updates" && os.Getenv("PRESENCE_TEST_LONG") == "" {
-				t.Skip("takes long: set PRESENCE_TEST_LONG=1 to run it")
+			if m.name != "attack-updates" {
+				takesLong(t)
 			}
 			t.Parallel()
 			file := filepath.Join(t.TempDir(), "results.json")

@@ -35,6 +35,14 @@ func needRedis(t *testing.T) {
 	}
 }
 
+// takesLong skips a test, unless PRESENCE_TEST_LONG is set, as CI does.
+func takesLong(t *testing.T) {
+	t.Helper()
+	if os.Getenv("PRESENCE_TEST_LONG") == "" {
+		t.Skip("takes long: set PRESENCE_TEST_LONG=1 to run it")
+	}
+}
+
 func TestEachModeRunsWithoutFaults(t *testing.T) {
 	needRedis(t)
 	server, err := buildServer(t.Context(), t.TempDir())
@@ -48,8 +56,8 @@ func TestEachModeRunsWithoutFaults(t *testing.T) {
 		}
 		mode := m.name
 		t.Run(mode, func(t *testing.T) {
-			if mode != "heartbeat" && os.Getenv("PRESENCE_TEST_LONG") == "" {
-				t.Skip("takes long: set PRESENCE_TEST_LONG=1 to run it")
+			if mode != "heartbeat" {
+				takesLong(t)
 			}
 			file := filepath.Join(t.TempDir(), "results.json")
 			args := []string{"-mode", mode, "-server", server, "-clients", "20", "-rooms", "4", "-rate", "200", "-seconds", "0.3", "-nodes", "2",
