@@ -9,7 +9,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 )
 
@@ -56,12 +55,10 @@ func TestModes(t *testing.T) {
 		w.tell(patched(11, 12, "b", `{"n":1}`))
 		w.tell(patched(12, 13, "b", `{"n":2}`), joined(13, 14, "c"), gone(14, 15, "c"), gone(15, 16, "a"))
 		w.wantHeard(batch, "batch @11 2/2 [join b B 1 @11 {}]") // all else waits for the end of the window
-		pause(w.Context(), w.hub.batchEvery)
-		synctest.Wait()
+		w.pass(w.hub.batchEvery)
 		w.wantHeard(batch, "batch @11 2/2 [join b B 1 @11 {}]", `batch @16 1/1 [update b B 1 @13 {"n":2}; leave a A 0 @16 null]`)
 		w.wantHeard(count, "count @11 2/2")
-		pause(w.Context(), w.hub.countEvery)
-		synctest.Wait()
+		w.pass(w.hub.countEvery)
 		w.wantHeard(count, "count @11 2/2", "count @16 1/1")
 		w.wantHeard(none)
 		if n := len(all.heard); n != 6 {
@@ -101,8 +98,7 @@ func TestABatchHoldsNothingOfTheSnapshot_G2(t *testing.T) {
 		w.wantHeard(late, "ack @12 [a b]")
 		w.tell(joined(12, 13, "c"), gone(13, 14, "b"))
 		w.wantHeard(early, "batch @11 1/1 [join a A 1 @11 {}]")
-		pause(w.Context(), w.hub.batchEvery)
-		synctest.Wait()
+		w.pass(w.hub.batchEvery)
 		w.wantHeard(early, "batch @11 1/1 [join a A 1 @11 {}]", "batch @14 2/2 [join c C 1 @13 {}]")
 		w.wantHeard(late, "ack @12 [a b]", "batch @14 2/2 [join c C 1 @13 {}; leave b B 0 @14 null]")
 		w.wantReads(1) // nobody was impatient
@@ -126,7 +122,7 @@ func TestEachModeHasItsOwnTime(t *testing.T) {
 				t.Fatal(err)
 			}
 			r.leave(toggles, asWatcher)
-			pause(w.Context(), 10*time.Millisecond)
+			w.pass(10 * time.Millisecond)
 		}
 		if n := len(steady.heard); n < 8 || n > 9 {
 			t.Errorf("%d batches in 2 s", n)
@@ -151,8 +147,7 @@ func TestAPageWithinAWindowLeavesNoGhost_G3(t *testing.T) {
 			t.Fatalf("the page is %s at %d, last %q, %v", p.entries, p.rev, p.last, err)
 		}
 		w.tell(gone(12, 13, "b"), joined(13, 14, "c"), gone(14, 15, "c"))
-		pause(w.Context(), w.hub.batchEvery)
-		synctest.Wait()
+		w.pass(w.hub.batchEvery)
 		w.wantHeard(e, "batch @11 2/2 [join a A 1 @11 {}]", "batch @15 2/2 [leave b B 0 @13 null]")
 	})
 }

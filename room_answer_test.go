@@ -10,7 +10,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 )
 
@@ -102,8 +101,7 @@ func TestAnAnswerIsBuiltOnceUntilTheRoomChanges(t *testing.T) {
 		if second == first {
 			t.Error("it was not built anew")
 		}
-		pause(w.Context(), roomLinger)
-		synctest.Wait()
+		w.pass(roomLinger)
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		if r.view != nil {

@@ -56,7 +56,7 @@ func TestAReadThatIsRepeatedTellsTheDifference_G3(t *testing.T) {
 		e := w.guest(r)
 		w.source.store(6, here("a", 5, "{}"), here("b", 6, "{}"))
 		source.armed = true
-		pause(w.Context(), 2*testFreshFor)
+		w.pass(2 * testFreshFor)
 		w.guest(r) // for whom the room is read
 		w.wantHeard(e, "join b B 1 @6 {}")
 	})
@@ -105,8 +105,7 @@ func TestWhatPanickedIsToldAfterTheNextRead_G1(t *testing.T) {
 					return frame(said(e))
 				}
 				c.do(w)
-				pause(w.Context(), time.Second)
-				synctest.Wait()
+				w.pass(time.Second)
 				w.tell(joined(6, 7, "c"))
 				if calls <= c.at {
 					t.Error("it did not panic")
@@ -137,7 +136,7 @@ func TestCollectedEventsAndCountsAreToldAfterAPanic(t *testing.T) {
 				w.source.store(2, here("a", 1, "{}"), here("b", 2, "{}"))
 				w.tell(joined(0, 1, "a")) // is told at once
 				w.tell(joined(1, 2, "b")) // waits for the end of the window
-				pause(w.Context(), 5*time.Second)
+				w.pass(5 * time.Second)
 				events := map[eventMode]int{modeBatch: 1}[mode]
 				w.wantHeard(e, fmt.Sprintf("1 members, %d events @1", events), fmt.Sprintf("2 members, %d events @2", events))
 			})
@@ -215,8 +214,7 @@ func TestATimerThatPanicsHasTheRoomRead(t *testing.T) {
 		r := w.room()
 		w.wantReads(1)
 		defer r.after(time.Second, func() { panic("injected") }).Stop()
-		pause(w.Context(), 2*time.Second)
-		synctest.Wait()
+		w.pass(2 * time.Second)
 		w.wantReads(2)
 	})
 }

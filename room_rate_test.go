@@ -6,7 +6,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 )
 
@@ -66,8 +65,7 @@ func TestOneSenderKeepsToTheLimitOfTheRoom_G3(t *testing.T) {
 			for range time.Second / every {
 				w.tell(patched(rev, rev+1, "a", fmt.Sprintf(`"%d %s"`, rev+1, pad)))
 				rev++
-				pause(w.Context(), every)
-				synctest.Wait()
+				w.pass(every)
 			}
 			return sent() - before
 		}
@@ -79,8 +77,7 @@ func TestOneSenderKeepsToTheLimitOfTheRoom_G3(t *testing.T) {
 				w.Errorf("in a second %d bytes are sent", bytes)
 			}
 		}
-		pause(w.Context(), 2*time.Second)
-		synctest.Wait()
+		w.pass(2 * time.Second)
 		for _, m := range meters {
 			_, last := m.heard()
 			if want := fmt.Sprintf(`update a A 1 @%d "%d x`, rev, rev); !strings.HasPrefix(string(last), want) {
@@ -106,7 +103,7 @@ func TestARoomOverItsLimit_G2(t *testing.T) {
 		do   func(w *world, r *room, all *ear)
 		then []string
 	}{
-		"time": {func(w *world, _ *room, _ *ear) { pause(w.Context(), time.Minute) }, collected},
+		"time": {func(w *world, _ *room, _ *ear) { w.pass(time.Minute) }, collected},
 		"a join": {func(w *world, _ *room, _ *ear) { w.tell(joined(14, 15, "c")) },
 			append(slices.Clone(collected), "join c C 1 @15 {}")},
 		"a leave of who has changed": {func(w *world, _ *room, _ *ear) { w.tell(gone(14, 15, "a")) },
@@ -133,11 +130,11 @@ func TestARoomOverItsLimit_G2(t *testing.T) {
 				w.Error(err)
 			}
 			r.leave(all, asWatcher)
-			pause(w.Context(), time.Minute)
+			w.pass(time.Minute)
 		}, collected},
 		"the end of its watch": {func(w *world, r *room, all *ear) {
 			r.leave(all, asWatcher)
-			pause(w.Context(), time.Minute)
+			w.pass(time.Minute)
 		}, collected[:1]},
 	}
 	for name, c := range cases {
@@ -173,7 +170,7 @@ func TestWhoBeginsInARoomOverItsLimit_G2(t *testing.T) {
 			w.Errorf("%d spans are kept for three receivers", n)
 		}
 		r.mu.Unlock()
-		pause(w.Context(), time.Minute)
+		w.pass(time.Minute)
 		w.wantHeard(first, "update a A 1 @11 1", "update b B 1 @13 3", "update a A 1 @15 5")
 		w.wantHeard(second, "update b B 1 @13 3", "update a A 1 @15 5")
 		w.wantHeard(third, "update a A 1 @15 5")
@@ -195,8 +192,7 @@ func TestJoinsMakeNoDebtOfARoom(t *testing.T) {
 		if heard := all.all(w); !strings.HasSuffix(heard, "update a A 1 @1011 1") {
 			w.Errorf("ends with %q", heard[len(heard)-30:])
 		}
-		pause(w.Context(), 100*time.Millisecond)
-		synctest.Wait()
+		w.pass(100 * time.Millisecond)
 		if heard := all.all(w); !strings.HasSuffix(heard, "update a A 1 @1012 2") {
 			w.Errorf("ends with %q", heard[len(heard)-30:])
 		}

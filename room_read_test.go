@@ -48,7 +48,7 @@ func TestAReadTakesNoEventsPlace_G1(t *testing.T) {
 				w.source.store(10, beaten)
 				r := w.room()
 				listener := w.guest(r)
-				pause(w.Context(), testFreshFor+time.Second)
+				w.pass(testFreshFor + time.Second)
 				beaten.LastSeenMs = 5000
 				w.source.store(12, beaten)
 				release := w.source.hold()
@@ -77,7 +77,7 @@ func TestALostMessageDuringAReadForAFreshSnapshotIsMadeUp_G3(t *testing.T) {
 		w.source.store(10)
 		r := w.room()
 		listener := w.guest(r)
-		pause(w.Context(), testFreshFor+time.Second)
+		w.pass(testFreshFor + time.Second)
 		w.source.store(13, here("b", 11, "{}"), here("c", 13, "{}"))
 		release := w.source.hold()
 		late, result := w.admit(w.Context(), r, 13)
@@ -193,7 +193,7 @@ func TestAGapAfterAReadThatFailedIsReadAgain_G3(t *testing.T) {
 		w.source.fail(nil)
 		w.source.store(11, here("b", 11, "{}"))
 		release := w.source.hold()
-		pause(w.Context(), time.Second) // the next read knows of b
+		w.pass(time.Second) // the next read knows of b
 		w.source.store(14, here("b", 11, "{}"), here("c", 13, "{}"))
 		w.tell(gone(13, 14, "d"))
 		release()
@@ -206,7 +206,7 @@ func TestAReadThatFailsIsRepeated_G3(t *testing.T) {
 	inWorld(t, func(w *world) {
 		w.source.fail(errors.New("down"))
 		r := w.room()
-		pause(w.Context(), 10*time.Second)
+		w.pass(10 * time.Second)
 		if n := w.source.count(); n < 15 || n > 30 {
 			t.Errorf("%d tries in 10 s", n)
 		}
@@ -266,15 +266,15 @@ func TestARevisionThatStaysDifferentIsReadAnew_G3(t *testing.T) {
 				w.source.store(12)
 				for _, rev := range c.returned {
 					r.compare(rev)
-					pause(w.Context(), time.Millisecond)
+					w.pass(time.Millisecond)
 				}
 				w.tell(c.then...)
-				pause(w.Context(), replicaPatience/2)
+				w.pass(replicaPatience / 2)
 				w.wantReads(1)
-				pause(w.Context(), 2*replicaPatience)
+				w.pass(2 * replicaPatience)
 				w.wantReads(1 + c.reads)
 				r.compare(13)
-				pause(w.Context(), 2*replicaPatience)
+				w.pass(2 * replicaPatience)
 				w.wantReads(2 + c.reads)
 			})
 		})
@@ -288,10 +288,10 @@ func TestABusyRoomIsNotReadAnew(t *testing.T) {
 		r := w.room()
 		for rev := int64(11); rev < 60; rev++ {
 			r.compare(rev)
-			pause(w.Context(), replicaPatience/20)
+			w.pass(replicaPatience / 20)
 			w.tell(joined(rev-1, rev, "a"))
 		}
-		pause(w.Context(), 2*replicaPatience)
+		w.pass(2 * replicaPatience)
 		w.wantReads(1)
 	})
 }

@@ -52,7 +52,7 @@ func TestSignsOfALossOfData_G3(t *testing.T) {
 					return
 				}
 				w.wantHeard(e)
-				pause(w.Context(), lossPatience)
+				w.pass(lossPatience)
 				w.wantHeard(e, leave)
 			})
 		})
@@ -82,7 +82,7 @@ func TestAFirstJoinAtWorkIsSpared_G3(t *testing.T) {
 		w.tell(joined(10, 11, "b"))
 		w.readAgain(20, lossSigns{origin: 20}, a)
 		w.wantHeard(e, "join b B 1 @11 {}")
-		pause(w.Context(), lossPatience)
+		w.pass(lossPatience)
 		w.wantHeard(e, "join b B 1 @11 {}", "leave b B 0 @20")
 		joining.mu.Unlock()
 	})
@@ -98,18 +98,18 @@ func TestALossIsNotedOnce_G3(t *testing.T) {
 		e, rev := w.guest(w.room()), int64(100)
 		w.readAgain(rev, lossSigns{origin: rev}, a)
 		for range 4 {
-			pause(w.Context(), time.Second)
+			w.pass(time.Second)
 			w.tell(patched(rev, rev+1, "a", fmt.Sprint(rev)))
 			rev += 100
 			w.readAgain(rev, lossSigns{origin: rev}, here("a", rev, fmt.Sprint(rev)), here("c", rev, "{}"))
 		}
 		e.heard = nil
-		pause(w.Context(), time.Second)
+		w.pass(time.Second)
 		w.wantHeard(e, "leave b B 0 @500")
 		w.readAgain(600, lossSigns{origin: 600}, here("a", 500, "400"))
-		pause(w.Context(), lossPatience-time.Millisecond)
+		w.pass(lossPatience - time.Millisecond)
 		w.wantHeard(e, "leave b B 0 @500")
-		pause(w.Context(), time.Millisecond)
+		w.pass(time.Millisecond)
 		w.wantHeard(e, "leave b B 0 @500", "leave c C 0 @600")
 	})
 }

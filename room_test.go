@@ -59,17 +59,17 @@ func TestARoomWithoutLocalMembersIsGivenUp(t *testing.T) {
 		again := w.hub.acquire("r")
 		other := w.hub.acquire("other")
 		w.hub.release(r)
-		pause(w.Context(), 2*roomLinger)
+		w.pass(2 * roomLinger)
 		if again != r || w.hub.find("r") != r {
 			t.Error("a room was given up that has a member")
 		}
 		w.hub.release(again)
-		pause(w.Context(), roomLinger/4)
+		w.pass(roomLinger / 4)
 		if w.hub.acquire("r") != r {
 			t.Error("a room was given up at once")
 		}
 		w.hub.release(r)
-		pause(w.Context(), 2*roomLinger)
+		w.pass(2 * roomLinger)
 		if w.hub.find("r") != nil || w.hub.find("other") != other {
 			t.Error("not the idle room is gone, and that only")
 		}

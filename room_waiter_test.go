@@ -136,7 +136,7 @@ func TestAJoinStaysImpatientWhenAnOlderReadIsSlow_G2_G3(t *testing.T) {
 		ctx, cancel := context.WithTimeout(w.Context(), answerWithin)
 		defer cancel()
 		e, result := w.admit(ctx, r, 11)
-		pause(w.Context(), joinPatience*3/2)
+		w.pass(joinPatience * 3 / 2)
 		release()
 		if err := <-result; err != nil {
 			t.Fatal(err)
@@ -158,7 +158,7 @@ func TestSlowReadsAnswerJoinsAllTheSame_G2(t *testing.T) {
 			w.source.store(11 + rev)
 			_, result := w.admit(ctx, r, 11+rev) // no message of it ever comes
 			answered = append(answered, result)
-			pause(w.Context(), joinPatience*2/3)
+			w.pass(joinPatience * 2 / 3)
 		}
 		for i, result := range answered {
 			if err := <-result; err != nil {
@@ -224,13 +224,13 @@ func TestASnapshotThatIsTooOldIsReadFirst(t *testing.T) {
 		w.source.store(10, here("a", 1, "{}"))
 		r := w.room()
 		listener := w.guest(r)
-		pause(w.Context(), testFreshFor)
+		w.pass(testFreshFor)
 		_, result := w.admit(w.Context(), r, 10)
 		if err := <-result; err != nil {
 			t.Fatal(err)
 		}
 		w.wantReads(1)
-		pause(w.Context(), time.Millisecond)
+		w.pass(time.Millisecond)
 		e := &ear{}
 		beaten := here("a", 1, "{}")
 		beaten.LastSeenMs = 5000
@@ -305,7 +305,7 @@ func TestTheIndexIsWrittenAgain(t *testing.T) {
 		"not while it is fresh":            {func(*world, *room) {}, false},
 		"after the last member left":       {func(w *world, r *room) { w.hub.release(r); w.hub.acquire("r") }, true},
 		"not when another member stays":    {func(w *world, r *room) { w.hub.acquire("r"); w.hub.release(r) }, false},
-		"when a reaper may have forgotten": {func(w *world, _ *room) { pause(w.Context(), testFreshFor+time.Second) }, true},
+		"when a reaper may have forgotten": {func(w *world, _ *room) { w.pass(testFreshFor + time.Second) }, true},
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {

@@ -251,6 +251,12 @@ func (w *world) wantHeard(e *ear, lines ...string) {
 	}
 }
 
+// pass lets d pass, and waits for what falls due within it.
+func (w *world) pass(d time.Duration) {
+	pause(w.Context(), d)
+	synctest.Wait()
+}
+
 func (w *world) wantReads(n int) {
 	w.Helper()
 	if got := w.source.count(); got != n {
