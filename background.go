@@ -113,3 +113,15 @@ func (c *crew) Wait() {
 		panic(*p)
 	}
 }
+
+// wakeup wakes one goroutine. It is remembered while nobody waits; more than one at a time are one.
+type wakeup chan struct{}
+
+func newWakeup() wakeup { return make(wakeup, 1) }
+
+func (w wakeup) send() {
+	select {
+	case w <- struct{}{}:
+	default:
+	}
+}

@@ -126,7 +126,7 @@ func (x *bench) patch(_ int, m *Member) error {
 }
 
 func (x *bench) leave(_ int, m *Member) error {
-	_, _, err := x.service.remove(x.Context(), m.Room, removal{reason: ReasonLeft, noted: m.noted}, []incarnation{{m.Conn, m.Epoch}})
+	_, _, err := x.service.remove(x.Context(), m.Room, removal{reason: ReasonLeft, indexedAt: m.indexedAt}, []incarnation{{m.Conn, m.Epoch}})
 	return err
 }
 

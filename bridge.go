@@ -25,14 +25,14 @@ type bridge struct {
 	sink    bridgeSink
 	log     *slog.Logger
 
-	mu      sync.Mutex
-	wanted  map[string]bool      // rooms
-	placed  map[string]*line     // room → the line that carries it
-	lines   map[string]*line     // open lines by the address of their master, "" with classic Pub/Sub
-	changed map[string]struct{}  // rooms whose place is to be seen to
-	order   []string             // those rooms, the first to change first: who waits for the first has waited longest
-	deaf    map[string]time.Time // master whose line was lost → when that last heard its probe
-	wake    chan struct{}
+	mu          sync.Mutex
+	wanted      map[string]bool      // rooms
+	placed      map[string]*line     // room → the line that carries it
+	lines       map[string]*line     // open lines by the address of their master, "" with classic Pub/Sub
+	changed     map[string]struct{}  // rooms whose place is to be seen to
+	order       []string             // those rooms, the first to change first: who waits for the first has waited longest
+	silentSince map[string]time.Time // master whose line was lost → when that last heard its probe
+	wake        wakeup
 
 	incoming chan bridgeItem
 }
@@ -69,18 +69,18 @@ func newBridge(rdb redis.UniversalClient, sharded bool, about topic, sink bridge
 	b := &bridge{
 		background: newBackground(),
 		rdb:        rdb, sharded: sharded, about: about, sink: sink, log: log,
-		wanted:   map[string]bool{},
-		placed:   map[string]*line{},
-		lines:    map[string]*line{},
-		changed:  map[string]struct{}{},
-		deaf:     map[string]time.Time{},
-		wake:     make(chan struct{}, 1),
-		incoming: make(chan bridgeItem, bridgeBuffer),
+		wanted:      map[string]bool{},
+		placed:      map[string]*line{},
+		lines:       map[string]*line{},
+		changed:     map[string]struct{}{},
+		silentSince: map[string]time.Time{},
+		wake:        newWakeup(),
+		incoming:    make(chan bridgeItem, bridgeBuffer),
 	}
 	b.keep(log, "subscriptions", b.placeLoop, b.renew)
 	b.keep(log, "subscriptions", b.dispatchLoop, b.renew)
 	b.keep(log, "subscriptions", func() { b.every(lineProbe, b.probeLines) }, nil)
-	b.nudge()
+	b.wake.send()
 	return b
 }
 
@@ -106,7 +106,7 @@ func (b *bridge) renew() {
 		}
 	}
 	b.mu.Unlock()
-	b.nudge()
+	b.wake.send()
 }
 
 // subscribe asks for the room's messages. It does not wait: the sink hears of it.
@@ -124,14 +124,7 @@ func (b *bridge) want(room string, wanted bool) {
 	}
 	b.noteChange(room)
 	b.mu.Unlock()
-	b.nudge()
-}
-
-func (b *bridge) nudge() {
-	select {
-	case b.wake <- struct{}{}:
-	default:
-	}
+	b.wake.send()
 }
 
 // placeLoop is the only one that opens lines and changes what they carry.
@@ -146,7 +139,7 @@ func (b *bridge) placeLoop() {
 			continue
 		}
 		pause(b.ctx, subscriptionPause)
-		b.nudge()
+		b.wake.send()
 	}
 }
 

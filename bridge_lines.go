@@ -100,9 +100,9 @@ func (b *bridge) lineOf(channel string) (l *line, isNew bool, err error) {
 		return l, false, nil
 	}
 	l = &line{master: master, ps: open(b.ctx), probe: probe, opened: time.Now(), heardAt: time.Now()}
-	if since, lost := b.deaf[master]; lost {
+	if since, lost := b.silentSince[master]; lost {
 		l.heardAt = since
-		delete(b.deaf, master)
+		delete(b.silentSince, master)
 	}
 	b.lines[master] = l
 	b.work.Go(func() { b.carry(l) })
@@ -163,17 +163,17 @@ func (b *bridge) probeLines() {
 	sent.Wait()
 }
 
-// deafFor is for how long a subscription that is wanted has heard nothing of what was said to it. It says nothing below
+// silentFor is for how long a subscription that is wanted has heard nothing of what was said to it. It says nothing below
 // lineOverdue: probes come once per lineProbe.
-func (b *bridge) deafFor() (longest time.Duration) {
+func (b *bridge) silentFor() (longest time.Duration) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for _, l := range b.lines {
 		longest = max(longest, time.Since(l.heardAt))
 	}
-	for master, since := range b.deaf {
+	for master, since := range b.silentSince {
 		if len(b.lines) > 0 && len(b.changed) == 0 { // its rooms have moved
-			delete(b.deaf, master)
+			delete(b.silentSince, master)
 			continue
 		}
 		longest = max(longest, time.Since(since))
@@ -207,7 +207,7 @@ func (b *bridge) drop(l *line) {
 	b.mu.Lock()
 	if b.lines[l.master] == l {
 		delete(b.lines, l.master)
-		b.deaf[l.master] = l.heardAt
+		b.silentSince[l.master] = l.heardAt
 	}
 	for room, at := range b.placed {
 		if at == l {
@@ -216,7 +216,7 @@ func (b *bridge) drop(l *line) {
 		}
 	}
 	b.mu.Unlock()
-	b.nudge()
+	b.wake.send()
 }
 
 func (b *bridge) hear(l *line, item any) {
@@ -265,5 +265,5 @@ func (b *bridge) slotMoved(l *line, room string) {
 	if cluster, ok := b.rdb.(*redis.ClusterClient); ok {
 		cluster.ReloadState(b.ctx)
 	}
-	b.nudge()
+	b.wake.send()
 }

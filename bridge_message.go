@@ -15,7 +15,7 @@ const maxRevision = 999_999_999_999_999
 
 // parseMessage reads what lua/room.lua published; false for anything else.
 func parseMessage(payload string) (message, bool) {
-	c := cutter{rest: payload}
+	c := fieldParser{rest: payload}
 	var m message
 	c.after(`{"prev":`)
 	m.prev = c.number()

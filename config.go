@@ -98,7 +98,7 @@ func loadConfig(environ []string) (c Config, warnings []string, errs []error) {
 	if given["PRESENCE_MAX_POLL_BYTES"] == "" {
 		c.MaxPollBytes = max(c.MaxPollBytes, c.MaxMessageBytes)
 	}
-	warnings = append(warnings, c.oddities()...)
+	warnings = append(warnings, c.warnings()...)
 	if c.RatePerSecond > 0 {
 		c.RateBurst = max(c.RateBurst, 1)
 	}
@@ -125,7 +125,7 @@ func lookupSettings(environ []string) (given map[string]string, unknown []string
 }
 
 // oddities says which settings contradict each other.
-func (c *Config) oddities() (warnings []string) {
+func (c *Config) warnings() (warnings []string) {
 	sources := 0
 	for _, source := range []string{c.JWTSecret, c.JWTPublicKeyFile, c.JWKSFile} {
 		if source != "" {
@@ -137,7 +137,7 @@ func (c *Config) oddities() (warnings []string) {
 		text string
 	}{
 		{c.ReaperInterval > c.TTL, "PRESENCE_REAPER_INTERVAL_MS is above PRESENCE_TTL_MS: silent clients leave late"},
-		{c.ReaperLookback < c.TTL, "PRESENCE_REAPER_LOOKBACK_MS is below PRESENCE_TTL_MS: clients are culled within their heartbeat window"},
+		{c.ReaperLookback < c.TTL, "PRESENCE_REAPER_LOOKBACK_MS is below PRESENCE_TTL_MS: clients are removed within their heartbeat window"},
 		{c.NodeLease > c.ReaperLookback, "PRESENCE_NODE_LEASE_MS is above PRESENCE_REAPER_LOOKBACK_MS: the lease of a lost node finds nobody to remove"},
 		{c.Grace > c.ReaperLookback, "PRESENCE_GRACE_MS is above PRESENCE_REAPER_LOOKBACK_MS: a leave is held back for no longer than that"},
 		{c.PongKeepsAlive && c.ReaperLookback <= pingInterval, "PRESENCE_REAPER_LOOKBACK_MS is not above the 25000 between two pings: PRESENCE_PONG_KEEPS_ALIVE keeps nobody alive"},

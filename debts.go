@@ -61,8 +61,8 @@ func (d debt) since(now time.Duration) debt {
 }
 
 func (d *debts) forget(now time.Duration) {
-	for from, owed := range d.of {
-		if owed.since(now).sockets == 0 {
+	for from, left := range d.of {
+		if left.since(now).sockets == 0 {
 			delete(d.of, from)
 		}
 	}

@@ -333,12 +333,12 @@ func (s *sockets) beginDirect(w http.ResponseWriter, r *http.Request, release fu
 	}
 	d := &direct{sockets: s, client: s.newClient(r, x), socket: x, release: release}
 	if !s.enter(d.client, nil) {
-		x.cut(errClosed)
+		x.abort(errClosed)
 		return false
 	}
 	x.send(textFrame(packetOpen, s.open(newID(), ""))) // the sid is of no use: there is no second request
 	s.await(d.client)
-	d.heart = s.newHeartbeat(func() { x.send(s.ping) }, func() { x.cut(errSilent) })
+	d.heart = s.newHeartbeat(func() { x.send(s.ping) }, func() { x.abort(errSilent) })
 	go d.serve()
 	return true
 }

@@ -82,7 +82,7 @@ func TestTheHalfOpenConnectionOfAUserWhoIsBackEndsAsWithoutAGrace_G5(t *testing.
 				far.member(t, room, "ann", "{}")
 				if lossy {
 					rdb.meets("hold", refuse)
-					eventually(t, busy, "both ends are owed", func() bool { return near.owed.size() == 2 })
+					eventually(t, busy, "both ends are pending", func() bool { return near.pendingLeaves.size() == 2 })
 					rdb.recover()
 				}
 				witness.sees(EventLeave, first.id)

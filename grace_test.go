@@ -367,12 +367,12 @@ func TestAConnectionThatBreaksWithoutRedisIsHeldBackLater_G5(t *testing.T) {
 				rdb.meets("hold", refuse)
 				ended := time.Now()
 				_ = u.conn.Close()
-				eventually(t, busy, "the end is owed", func() bool { return !n.owed.idle() })
+				eventually(t, busy, "the end is pending", func() bool { return !n.pendingLeaves.idle() })
 				if name == "the grace is over soon" {
 					eventually(t, busy, "the grace is over", func() bool { return time.Since(ended) > 100*time.Millisecond })
 				}
 				rdb.recover()
-				eventually(t, 5*time.Second, "the end is not owed any more", n.owed.idle)
+				eventually(t, 5*time.Second, "the end is not pending any more", n.pendingLeaves.idle)
 				far.member(t, room, "ann", "{}")
 				witness.sees(EventLeave, u.id)
 				witness.settled(witness, room)

@@ -146,12 +146,12 @@ func (c *connection) refresh(ctx context.Context, m *membership, patch json.RawM
 func (c *connection) beat(ctx context.Context, m *membership, patch json.RawMessage, fenced bool) (changed bool, err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.over || m.expelled() {
-		m.over = true
+	if m.ended || m.expelled() {
+		m.ended = true
 		return false, notJoined()
 	}
-	m.silentAt = time.Now().Add(c.service.options.Lookback)
-	m.guest = m.unsure // a newer incarnation may have been there, and left: this one does not come back (G4)
+	m.expiresAt = time.Now().Add(c.service.options.Lookback)
+	m.noRestore = m.rejoinInFlight // a newer incarnation may have been there, and left: this one does not come back (G4)
 	changed, rev, err := c.service.heartbeat(ctx, &m.Member, patch, m.room.revision())
 	if hasCode(err, CodeStaleEpoch) {
 		switch lost := c.follow(ctx, m); {
@@ -165,18 +165,18 @@ func (c *connection) beat(ctx context.Context, m *membership, patch json.RawMess
 	if err == nil {
 		m.keepOut()
 		m.room.compare(rev)
-		_ = c.service.note(ctx, &m.Member, m.Epoch) // after two lookbacks the index would forget it: the next heartbeat tries again
+		_ = c.service.indexIfDue(ctx, &m.Member, m.Epoch) // after two lookbacks the index would forget it: the next heartbeat tries again
 	}
-	m.over = hasCode(err, CodeNotJoined)
+	m.ended = hasCode(err, CodeNotJoined)
 	return changed, err
 }
 
 // kicked forgets a membership that Redis does not put back, once the socket has been told of its leave.
 func (c *connection) kicked(ctx context.Context, m *membership) error {
-	if err := m.room.reach(ctx, m.kickedAt); err != nil {
+	if err := m.room.reach(ctx, m.kickRev); err != nil {
 		return err
 	}
-	m.room.tellKicked(m.Conn, m.Epoch, m.kickedAt)
+	m.room.tellKicked(m.Conn, m.Epoch, m.kickRev)
 	c.forget(m)
 	return notJoined()
 }
@@ -185,8 +185,8 @@ func (c *connection) kicked(ctx context.Context, m *membership) error {
 func (c *connection) follow(ctx context.Context, m *membership) error {
 	stored, err := c.service.find(ctx, m.Room, m.Conn)
 	if err == nil {
-		stored.late = m.late
-		m.Member, m.unsure = stored, false
+		stored.restoreInFlight = m.restoreInFlight
+		m.Member, m.rejoinInFlight = stored, false
 	}
 	return err
 }

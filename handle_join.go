@@ -26,40 +26,40 @@ func (c *connection) join(ctx context.Context, payload []byte, id ackID) ([]byte
 		if err := c.roomForOneMore(); err != nil {
 			return nil, err
 		}
-		m = &membership{room: c.hub.acquire(p.RoomID), mu: newTurn[ofMembership]()}
+		m = &membership{room: c.hub.acquire(p.RoomID), mu: newOperationLock[ofMembership]()}
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	var before []Member // what an earlier join or leave left open
 	if !again {
 		m.room.own(c.client.ID(), m)
-		if before = c.owed.take(c.client.ID(), p.RoomID); len(before) > 0 {
-			m.Epoch, m.late = before[0].Epoch, before[0].Epoch == 0
+		if before = c.pendingLeaves.take(c.client.ID(), p.RoomID); len(before) > 0 {
+			m.Epoch, m.restoreInFlight = before[0].Epoch, before[0].Epoch == 0
 		}
 	}
 	arrived := time.Now()
-	wish := Member{Room: p.RoomID, User: p.UserID, Conn: c.client.ID(), State: p.State, Epoch: m.Epoch, late: m.late}
+	wish := Member{Room: p.RoomID, User: p.UserID, Conn: c.client.ID(), State: p.State, Epoch: m.Epoch, restoreInFlight: m.restoreInFlight}
 	joined, err := c.enter(ctx, m.room, wish, p.tellingPayload, id)
 	switch {
 	case err == nil:
 		if again && m.User != joined.User {
-			c.metrics.left(ReasonReplaced, 1)
+			c.metrics.countLeaves(ReasonReplaced, 1)
 		}
-		m.Member, m.unsure, m.over = joined, false, false
-		m.entered.Store(true)
-		m.silentAt = arrived.Add(c.service.options.Lookback)
+		m.Member, m.rejoinInFlight, m.ended = joined, false, false
+		m.joinedOnce.Store(true)
+		m.expiresAt = arrived.Add(c.service.options.Lookback)
 		c.rooms[p.RoomID] = m
 	case !again:
-		m.over = true
+		m.ended = true
 		m.room.disown(c.client.ID())
 		c.hub.release(m.room)
 		if len(before) > 0 || isUnavailable(err) {
-			c.owed.add(joined, ReasonDisconnected)
+			c.pendingLeaves.add(joined, ReasonDisconnected)
 		}
 	case joined.Epoch > m.Epoch:
 		m.Member = joined
 	default:
-		m.unsure = m.unsure || isUnavailable(err)
+		m.rejoinInFlight = m.rejoinInFlight || isUnavailable(err)
 	}
 	return nil, err
 }

@@ -11,7 +11,7 @@ func (c *connection) leave(ctx context.Context, payload []byte, _ ackID) ([]byte
 	if refused != nil {
 		return nil, refused
 	}
-	members := c.owed.take(c.client.ID(), p.RoomID)
+	members := c.pendingLeaves.take(c.client.ID(), p.RoomID)
 	for room, m := range c.rooms {
 		if p.RoomID == "" || p.RoomID == room {
 			members = append(members, c.forget(m))
@@ -38,7 +38,7 @@ func (c *connection) forget(m *membership) Member {
 	m.room.disown(c.client.ID())
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.over = true
+	m.ended = true
 	c.hub.release(m.room)
 	delete(c.rooms, m.Room)
 	return m.present()
@@ -46,16 +46,16 @@ func (c *connection) forget(m *membership) Member {
 
 // confirm has Redis remove a member that has left. A failure is made good later; the client may ask again.
 func (c *connection) confirm(ctx context.Context, m Member, how removal) error {
-	stored, err := c.owed.known(ctx, m)
+	stored, err := c.pendingLeaves.known(ctx, m)
 	switch {
 	case err == nil:
-		how.noted = m.noted
+		how.indexedAt = m.indexedAt
 		_, _, err = c.service.remove(ctx, m.Room, how, []incarnation{{m.Conn, stored.Epoch}})
 	case hasCode(err, CodeNotJoined):
 		err = nil
 	}
 	if err != nil || m.Epoch == 0 { // a join of unknown outcome may still run
-		c.owed.add(m, how.reason)
+		c.pendingLeaves.add(m, how.reason)
 	}
 	return err
 }
@@ -72,7 +72,7 @@ func (c *connection) ended(reason endReason) {
 		member := c.forget(m)
 		var err error
 		if (reason == endAbrupt || reason == endSilent) && grace > 0 {
-			err = c.owed.hold(ctx, member, until, reason == endSilent)
+			err = c.pendingLeaves.hold(ctx, member, until, reason == endSilent)
 		} else {
 			err = c.confirm(ctx, member, removal{reason: ReasonDisconnected, floor: m.room.revision()})
 		}

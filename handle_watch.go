@@ -96,7 +96,7 @@ func (c *connection) watchUsers(ctx context.Context, users []string, id ackID) e
 		return tooManyUsers(c.maxUsers)
 	}
 	c.charge(&c.budget.others, len(users)/eventUsers)
-	err := c.onlookers.watch(ctx, c.client, users, func(online []bool) {
+	err := c.userWatchers.watch(ctx, c.client, users, func(online []bool) {
 		b := []byte(`{"ok":true,"users":[`)
 		for i, user := range users {
 			b = appendText(append(b, ","[:min(i, 1)]...), `{"userId":`, user)
@@ -117,7 +117,7 @@ func (c *connection) watchUsers(ctx context.Context, users []string, id ackID) e
 }
 
 func (c *connection) unwatchUsers(users []string) {
-	c.onlookers.unwatch(c.client, users)
+	c.userWatchers.unwatch(c.client, users)
 	for _, user := range users {
 		delete(c.users, user)
 	}

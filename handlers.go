@@ -41,25 +41,25 @@ func countFrame(b Batch) frame { return eventFrame(eventCount, append(b.appendCo
 
 // handlers answer the presence events of all clients of this node.
 type handlers struct {
-	workers   *workers
-	heavy     *heavyWork
-	service   *Service
-	hub       *hub
-	owed      *owed
-	lease     *lease
-	maxRooms  int        // of one socket, 0 = no limit
-	pongs     bool       // count as heartbeats
-	tokens    *authority // nil = anybody is whoever they say
-	rate      *rate      // of one socket, nil = no limit
-	refusals  *refusals
-	maxUsers  int // that one socket may watch
-	onlookers *onlookers
-	metrics   *metrics
-	log       *slog.Logger
-	debts     debts // joins and other events
-	draining  atomic.Bool
-	deadlines deadlines
-	everyone  func(func(*client)) // calls back for each client of this node
+	workers       *workers
+	heavy         *heavyWork
+	service       *Service
+	hub           *hub
+	pendingLeaves *pendingLeaves
+	lease         *lease
+	maxRooms      int        // of one socket, 0 = no limit
+	pongs         bool       // count as heartbeats
+	tokens        *authority // nil = anybody is whoever they say
+	rate          *rate      // of one socket, nil = no limit
+	refusals      *refusals
+	maxUsers      int // that one socket may watch
+	userWatchers  *userWatchers
+	metrics       *metrics
+	log           *slog.Logger
+	debts         debts // joins and other events
+	draining      atomic.Bool
+	deadlines     deadlines
+	everyone      func(func(*client)) // calls back for each client of this node
 }
 
 // connect is called by the session layer for each new client.

@@ -393,7 +393,7 @@ func TestEveryKindOfEndIsOneLeave_G5(t *testing.T) {
 	})
 }
 
-// TestOneThatWasRemovedHearsOfItAndIsPutBack_G8 has another process cull a connection whose client lives.
+// TestOneThatWasRemovedHearsOfItAndIsPutBack_G8 has another process remove a connection whose client lives.
 func TestOneThatWasRemovedHearsOfItAndIsPutBack_G8(t *testing.T) {
 	eachBackend(t, func(t *testing.T, b backend) {
 		room := uniqueRoom(t)

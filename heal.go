@@ -29,16 +29,16 @@ const (
 
 // lives tells whether the member was heard of within the lookback. m.mu is held.
 func (m *membership) lives() bool {
-	return !m.over && !m.expelled() && m.Epoch != 0 && time.Now().Before(m.silentAt)
+	return !m.ended && !m.expelled() && m.Epoch != 0 && time.Now().Before(m.expiresAt)
 }
 
 // expelled tells whether the member's present incarnation was kicked, even if Redis has lost the fence. m.mu is held.
-func (m *membership) expelled() bool { return m.Epoch <= m.kicked.Load() && !m.unsure }
+func (m *membership) expelled() bool { return m.Epoch <= m.kicked.Load() && !m.rejoinInFlight }
 
 // stands tells, without waiting, whether the member has to be in its room.
 func (m *membership) stands() bool {
 	if !m.mu.TryLock() {
-		return m.entered.Load() // a request of its client is at work, which keeps it there
+		return m.joinedOnce.Load() // a request of its client is at work, which keeps it there
 	}
 	defer m.mu.Unlock()
 	return m.lives()
@@ -47,7 +47,7 @@ func (m *membership) stands() bool {
 // entering tells, without waiting, whether the member's first join is at work, of which nobody knows how it ends.
 func (m *membership) entering() bool {
 	if !m.mu.TryLock() {
-		return !m.entered.Load()
+		return !m.joinedOnce.Load()
 	}
 	m.mu.Unlock()
 	return false
@@ -59,7 +59,7 @@ func (m *membership) isOver() bool {
 		return false // a request of its client is at work, which finds out
 	}
 	defer m.mu.Unlock()
-	return m.over
+	return m.ended
 }
 
 // missingIn tells, without waiting, whether a room that was read after the member's last change is without that.
@@ -91,12 +91,12 @@ type healer struct {
 	rooms   map[*room]struct{} // to be looked at
 	whole   bool               // all of them are
 	healing bool               // that is under way
-	wake    chan struct{}
+	wake    wakeup
 }
 
 // newHealer makes a healer that learns from the hub's rooms.
 func newHealer(s *Service, hub *hub, lease *lease, log *slog.Logger) *healer {
-	h := &healer{background: newBackground(), service: s, hub: hub, lease: lease, log: log, rooms: map[*room]struct{}{}, wake: make(chan struct{}, 1)}
+	h := &healer{background: newBackground(), service: s, hub: hub, lease: lease, log: log, rooms: map[*room]struct{}{}, wake: newWakeup()}
 	h.keep(log, "healer", h.loop, h.lostLease)
 	h.keep(log, "healer", func() { h.every(pulsePeriod, h.pulse) }, nil)
 	return h
@@ -112,7 +112,7 @@ func (h *healer) lostMembers(r *room) {
 	h.mu.Lock()
 	h.rooms[r] = struct{}{}
 	h.mu.Unlock()
-	h.nudge()
+	h.wake.send()
 }
 
 // lostData has the members of all rooms put back, unless that is under way: it ends with each room being read.
@@ -120,7 +120,7 @@ func (h *healer) lostData() {
 	h.mu.Lock()
 	h.whole = h.whole || !h.healing
 	h.mu.Unlock()
-	h.nudge()
+	h.wake.send()
 }
 
 // lostLease has the members of all rooms put back under this node's new name: others took it for lost.
@@ -128,14 +128,7 @@ func (h *healer) lostLease() {
 	h.mu.Lock()
 	h.whole = true
 	h.mu.Unlock()
-	h.nudge()
-}
-
-func (h *healer) nudge() {
-	select {
-	case h.wake <- struct{}{}:
-	default:
-	}
+	h.wake.send()
 }
 
 func (h *healer) loop() {
@@ -160,7 +153,7 @@ func (h *healer) loop() {
 		}
 		if len(left) > 0 {
 			pause(h.ctx, healPause)
-			h.nudge()
+			h.wake.send()
 		}
 	}
 }
@@ -248,9 +241,9 @@ func (h *healer) restore(m *membership) (changed bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	had, age := m.Rev, h.service.options.Lookback-time.Until(m.silentAt)
+	had, age := m.Rev, h.service.options.Lookback-time.Until(m.expiresAt)
 	err = h.service.putBack(ctx, &m.Member, age, m.room.revision())
-	m.over = hasCode(err, CodeNotJoined) // a kick is final
+	m.ended = hasCode(err, CodeNotJoined) // a kick is final
 	if err == nil {
 		m.keepOut()
 	}

@@ -181,7 +181,7 @@ func TestTenThousandMembersComeBack_G8(t *testing.T) {
 
 // settle makes a member that the node owns as that of a socket.
 func (n *node) settle(t *testing.T, room, conn string) {
-	m := &membership{room: n.hub.acquire(room), mu: newTurn[ofMembership](), silentAt: time.Now().Add(n.service.options.Lookback)}
+	m := &membership{room: n.hub.acquire(room), mu: newOperationLock[ofMembership](), expiresAt: time.Now().Add(n.service.options.Lookback)}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.room.own(conn, m)

@@ -20,8 +20,8 @@ const (
 	leasesKey = keyPrefix + "{nodes}:leases"
 )
 
-// nodeRoomsKey is in the slot of {nodes}. Hash: room in which the node has connections → number of the turn in which that
-// was noted. It expires leaseKeysTTL after the node's last renewal.
+// nodeRoomsKey is in the slot of {nodes}. Hash: room in which the node has connections → generation of the lease in which that
+// was declared. It expires leaseKeysTTL after the node's last renewal.
 func nodeRoomsKey(node string) string {
 	return keyPrefix + "{nodes}:" + node + ":rooms"
 }

@@ -61,7 +61,7 @@ func TestAKickIsFinalWhenItsFenceIsLost_G8(t *testing.T) {
 	for _, way := range []string{"the healer", "a heartbeat"} {
 		t.Run(way, func(t *testing.T) {
 			b := ownRedis(t, false)
-			rdb := &afterScript{UniversalClient: b.open(t), sha: loadScripts(false).restore.flagged.sha}
+			rdb := &afterScript{UniversalClient: b.open(t), sha: loadScripts(false).restore.redis7.sha}
 			n, room := startNodeOn(t, rdb), uniqueRoom(t)
 			u := n.user(t)
 			epoch := u.join(room, "ann", "{}").Self.Epoch

@@ -32,19 +32,19 @@ type lease struct {
 	log     *slog.Logger
 	lost    func() // has the node put its members back, under its new name
 
-	renewing turn[ofToken]
+	renewing operationLock[ofToken]
 
-	mu    mutex[ofNone]
-	node  string           // the present name
-	begun bool             // Redis has it
-	turn  int64            // counts notes
-	noted map[string]int64 // room → turn in which Redis was told of it
-	left  map[string]int64 // rooms that Redis is to forget, unless they were noted in a later turn
+	mu         mutex[ofNone]
+	node       string           // the present name
+	begun      bool             // Redis has it
+	generation int64            // counts declarations
+	declared   map[string]int64 // room → generation in which Redis was told of it
+	dropped    map[string]int64 // rooms that Redis is to forget, unless they were declared in a later generation
 }
 
 // newLease makes a lease under a new name. It is kept after start. lost is called each time that it was lost.
 func newLease(s *Service, length time.Duration, lost func(), log *slog.Logger) *lease {
-	l := &lease{background: newBackground(), service: s, length: length, lost: lost, log: log, renewing: newTurn[ofToken]()}
+	l := &lease{background: newBackground(), service: s, length: length, lost: lost, log: log, renewing: newOperationLock[ofToken]()}
 	l.rename()
 	return l
 }
@@ -70,7 +70,7 @@ func (l *lease) rename() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.node, l.begun = rand.Text(), false
-	l.noted, l.left = map[string]int64{}, map[string]int64{}
+	l.declared, l.dropped = map[string]int64{}, map[string]int64{}
 }
 
 // name is what this node is called at present.
@@ -105,7 +105,7 @@ func (l *lease) loop() {
 func (l *lease) behind() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return len(l.left) >= leaseBatch
+	return len(l.dropped) >= leaseBatch
 }
 
 // renew renews the lease, or begins it. If it was lost, another begins, and the node's members are put back.
@@ -128,25 +128,25 @@ func (l *lease) renew(ctx context.Context) error {
 // tryRenew runs the script, and tells Redis anew of rooms that it has lost.
 func (l *lease) tryRenew(ctx context.Context) (verdict string, err error) {
 	l.mu.Lock()
-	begins, noted := 0, len(l.noted)
+	begins, declared := 0, len(l.declared)
 	if !l.begun {
 		begins = 1
 	}
-	left := firstOf(l.left, leaseBatch)
+	left := firstOf(l.dropped, leaseBatch)
 	l.mu.Unlock()
-	args := append([]any{l.name(), l.length.Milliseconds(), begins, noted, l.ttl()}, pairs(left)...)
+	args := append([]any{l.name(), l.length.Milliseconds(), begins, declared, l.ttl()}, pairs(left)...)
 	answer, err := l.service.run(ctx, l.service.scripts.renewLease, l.keys(), args...)
 	if err != nil {
 		return "", err
 	}
 	l.mu.Lock()
 	l.begun = true
-	for room, turn := range left {
-		if l.left[room] == turn {
-			delete(l.left, room)
+	for room, generation := range left {
+		if l.dropped[room] == generation {
+			delete(l.dropped, room)
 		}
 	}
-	again := maps.Clone(l.noted)
+	again := maps.Clone(l.declared)
 	l.mu.Unlock()
 	if answer.verdict() == "short" {
 		err = l.noteAll(ctx, again)
@@ -159,19 +159,19 @@ func (l *lease) tryRenew(ctx context.Context) (verdict string, err error) {
 func (l *lease) host(ctx context.Context, room string) (node string, err error) {
 	for ctx.Err() == nil {
 		l.mu.Lock()
-		node, noted := l.node, l.noted[room]
-		l.turn++
-		turn := l.turn
+		node, declared := l.node, l.declared[room]
+		l.generation++
+		generation := l.generation
 		l.mu.Unlock()
-		if noted != 0 {
+		if declared != 0 {
 			return node, nil
 		}
-		verdict, err := l.note(ctx, node, map[string]int64{room: turn})
+		verdict, err := l.declareRooms(ctx, node, map[string]int64{room: generation})
 		switch {
 		case err != nil:
 			return "", err
 		case verdict == "ok":
-			l.remember(node, room, turn)
+			l.remember(node, room, generation)
 		default: // not begun yet, or lost
 			err = l.renew(ctx)
 		}
@@ -183,11 +183,11 @@ func (l *lease) host(ctx context.Context, room string) (node string, err error) 
 }
 
 // remember keeps that Redis was told of a room, unless the node has another name by now.
-func (l *lease) remember(node, room string, turn int64) {
+func (l *lease) remember(node, room string, generation int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.node == node {
-		l.noted[room] = max(l.noted[room], turn)
+		l.declared[room] = max(l.declared[room], generation)
 	}
 }
 
@@ -195,16 +195,16 @@ func (l *lease) remember(node, room string, turn int64) {
 func (l *lease) leave(room string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if turn, ok := l.noted[room]; ok {
-		delete(l.noted, room)
-		l.left[room] = turn
+	if generation, ok := l.declared[room]; ok {
+		delete(l.declared, room)
+		l.dropped[room] = generation
 	}
 }
 
 func (l *lease) noteAll(ctx context.Context, rooms map[string]int64) error {
 	for len(rooms) > 0 {
 		some := firstOf(rooms, leaseBatch)
-		if _, err := l.note(ctx, l.name(), some); err != nil {
+		if _, err := l.declareRooms(ctx, l.name(), some); err != nil {
 			return err
 		}
 		maps.DeleteFunc(rooms, func(room string, _ int64) bool { return some[room] != 0 })
@@ -212,7 +212,7 @@ func (l *lease) noteAll(ctx context.Context, rooms map[string]int64) error {
 	return nil
 }
 
-func (l *lease) note(ctx context.Context, node string, rooms map[string]int64) (verdict string, err error) {
+func (l *lease) declareRooms(ctx context.Context, node string, rooms map[string]int64) (verdict string, err error) {
 	args := append([]any{node, l.ttl()}, pairs(rooms)...)
 	answer, err := l.service.run(ctx, l.service.scripts.noteRooms, []string{leasesKey, nodeRoomsKey(node)}, args...)
 	return answer.verdict(), err
@@ -221,11 +221,11 @@ func (l *lease) note(ctx context.Context, node string, rooms map[string]int64) (
 // firstOf gives some of the rooms.
 func firstOf(rooms map[string]int64, atMost int) map[string]int64 {
 	some := make(map[string]int64, min(len(rooms), atMost))
-	for room, turn := range rooms {
+	for room, generation := range rooms {
 		if len(some) == atMost {
 			break
 		}
-		some[room] = turn
+		some[room] = generation
 	}
 	return some
 }

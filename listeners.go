@@ -11,17 +11,17 @@ const (
 	roles
 )
 
-// seat is a receiver's place among the listeners: for each role the mode that it chose, plus one; 0 = not in that role.
-type seat struct {
+// subscription is a receiver's place among the listeners: for each role the mode that it chose, plus one; 0 = not in that role.
+type subscription struct {
 	chosen [roles]eventMode
 	at     int   // in the list of its mode
 	span   int64 // of the window in which it began, if it gets batches or each event
 }
 
 // mode is the one of its roles that tells most.
-func (s seat) mode() eventMode { return max(s.chosen[asMember], s.chosen[asWatcher]) - 1 }
+func (s subscription) mode() eventMode { return max(s.chosen[asMember], s.chosen[asWatcher]) - 1 }
 
-func (s seat) empty() bool { return s.chosen == [roles]eventMode{} }
+func (s subscription) empty() bool { return s.chosen == [roles]eventMode{} }
 
 // listeners are the local sockets that are told of one room, each once and in its mode. The room's lock guards it.
 //
@@ -30,18 +30,18 @@ func (s seat) empty() bool { return s.chosen == [roles]eventMode{} }
 // in it and one write for each socket, however many events there were. Who begins within a window gets a frame of what
 // changed since then; the window of the others does not end sooner for that.
 type listeners struct {
-	room      *room
-	seats     map[receiver]seat
-	members   int // seats that are in the room
-	lists     [modeAll + 1][]receiver
-	quiet     map[string]receiver // members that hear of no single member, by connection id: only of their own removal
-	window    window
-	batch     pace
-	rate      pace   // of updates to those who get each event
-	collected window // updates that wait for that
-	count     pace
-	told      tally              // the last count that went out
-	others    map[receiver]tally // receivers of counts that were told another one last
+	room          *room
+	subscriptions map[receiver]subscription
+	members       int // subscriptions of members
+	lists         [modeAll + 1][]receiver
+	withoutEvents map[string]receiver // members that hear of no single member, by connection id: only of their own removal
+	window        window
+	batch         pace
+	rate          pace   // of updates to those who get each event
+	collected     window // updates that wait for that
+	count         pace
+	told          tally              // the last count that went out
+	others        map[receiver]tally // receivers of counts that were told another one last
 }
 
 // pace keeps the time between two batches, or two counts.
@@ -58,12 +58,12 @@ var unknown = tally{-1, -1}
 
 // admit has a receiver begin in a role, or anew in it: it has been told the room as it is now.
 func (l *listeners) admit(to receiver, as role, mode eventMode) {
-	s, here := l.seats[to]
+	s, here := l.subscriptions[to]
 	if here {
 		l.unlist(to, s)
 	}
-	if l.seats == nil {
-		l.seats = map[receiver]seat{}
+	if l.subscriptions == nil {
+		l.subscriptions = map[receiver]subscription{}
 	}
 	if as == asMember && s.chosen[as] == 0 {
 		l.countMember(1)
@@ -75,7 +75,7 @@ func (l *listeners) admit(to receiver, as role, mode eventMode) {
 
 // dismiss ends a role of a receiver. Its other role goes on, and what waits for it there is not lost.
 func (l *listeners) dismiss(to receiver, as role) {
-	s, here := l.seats[to]
+	s, here := l.subscriptions[to]
 	if !here || s.chosen[as] == 0 {
 		return
 	}
@@ -87,13 +87,13 @@ func (l *listeners) dismiss(to receiver, as role) {
 	switch {
 	case rest.empty():
 		l.unlist(to, s)
-		delete(l.seats, to)
+		delete(l.subscriptions, to)
 	case rest.mode() == s.mode():
-		l.seats[to] = rest
+		l.subscriptions[to] = rest
 		l.hush(to, rest)
 	default:
 		l.catchUp(to)
-		s = l.seats[to]
+		s = l.subscriptions[to]
 		told := l.knownTo(s)
 		l.unlist(to, s)
 		l.list(to, rest, told)
@@ -117,7 +117,7 @@ func (l *listeners) forget() {
 }
 
 // list enters a receiver into the list of its mode. It was told last that the room is of that size.
-func (l *listeners) list(to receiver, s seat, told tally) {
+func (l *listeners) list(to receiver, s subscription, told tally) {
 	mode := s.mode()
 	s.at = len(l.lists[mode])
 	l.lists[mode] = append(l.lists[mode], to)
@@ -134,28 +134,28 @@ func (l *listeners) list(to receiver, s seat, told tally) {
 			l.arm(&l.count, time.Until(l.count.next))
 		}
 	}
-	l.seats[to] = s
+	l.subscriptions[to] = s
 	l.hush(to, s)
 }
 
 // hush notes whether a receiver is a member that hears of no single member.
-func (l *listeners) hush(to receiver, s seat) {
+func (l *listeners) hush(to receiver, s subscription) {
 	if s.mode() >= modeBatch || s.chosen[asMember] == 0 {
-		delete(l.quiet, to.ID())
+		delete(l.withoutEvents, to.ID())
 		return
 	}
-	if l.quiet == nil {
-		l.quiet = map[string]receiver{}
+	if l.withoutEvents == nil {
+		l.withoutEvents = map[string]receiver{}
 	}
-	l.quiet[to.ID()] = to
+	l.withoutEvents[to.ID()] = to
 }
 
-func (l *listeners) unlist(to receiver, s seat) {
+func (l *listeners) unlist(to receiver, s subscription) {
 	list := l.lists[s.mode()]
 	last := list[len(list)-1]
-	moved := l.seats[last]
+	moved := l.subscriptions[last]
 	moved.at = s.at
-	l.seats[last], list[s.at], list[len(list)-1] = moved, last, nil
+	l.subscriptions[last], list[s.at], list[len(list)-1] = moved, last, nil
 	l.lists[s.mode()] = list[:len(list)-1]
 	switch s.mode() {
 	case modeAll:
@@ -167,18 +167,18 @@ func (l *listeners) unlist(to receiver, s seat) {
 	case modeCount:
 		delete(l.others, to)
 	}
-	delete(l.quiet, to.ID())
+	delete(l.withoutEvents, to.ID())
 }
 
 // again has a receiver of batches, or of each event, begin anew: it has been told everything.
 func (l *listeners) again(to receiver) {
-	s := l.seats[to]
+	s := l.subscriptions[to]
 	l.unlist(to, s)
 	l.list(to, s, tally{})
 }
 
 // knownTo is the size of the room as a receiver was told it last.
-func (l *listeners) knownTo(s seat) tally {
+func (l *listeners) knownTo(s subscription) tally {
 	if s.mode() == modeBatch {
 		if t, sure := l.window.known(s.span); sure {
 			return t
@@ -203,7 +203,7 @@ func (l *listeners) know(to receiver, t tally) {
 
 // paged is told that somebody is given a page of the room as it is now.
 func (l *listeners) paged(by receiver) {
-	s, here := l.seats[by]
+	s, here := l.subscriptions[by]
 	switch {
 	case !here:
 	case s.mode() == modeBatch:
@@ -215,7 +215,7 @@ func (l *listeners) paged(by receiver) {
 
 // collect adds the receivers that are in the room to a set.
 func (l *listeners) collect(set map[receiver]bool) {
-	for to, s := range l.seats {
+	for to, s := range l.subscriptions {
 		if s.chosen[asMember] != 0 {
 			set[to] = true
 		}
@@ -232,17 +232,17 @@ func (l *listeners) tell(c change) {
 	if c.Type != EventLeave {
 		return
 	}
-	if to := l.quiet[c.ConnID]; to != nil {
+	if to := l.withoutEvents[c.ConnID]; to != nil {
 		h.cast(h.encode.event(c.Event), []receiver{to})
 	}
 	if c.Reason == ReasonKicked {
-		l.expel(c.Event)
+		l.tellRemoved(c.Event)
 	}
 }
 
 // member is the local receiver of a connection that is in the room, nil if there is none.
 func (l *listeners) member(conn string) receiver {
-	for to, s := range l.seats {
+	for to, s := range l.subscriptions {
 		if to.ID() == conn && s.chosen[asMember] != 0 {
 			return to
 		}
@@ -254,25 +254,25 @@ func (l *listeners) member(conn string) receiver {
 // before that change.
 func (l *listeners) hasten(conn string) {
 	to := l.member(conn)
-	if s := l.seats[to]; to != nil && s.mode() == modeBatch {
+	if s := l.subscriptions[to]; to != nil && s.mode() == modeBatch {
 		l.castBatch(l.window.since(s.span), []receiver{to})
 		l.again(to)
 	}
 }
 
-// expel ends the membership of a local socket that was kicked, whatever its connection knows as yet. One that gets batches
+// tellRemoved ends the membership of a local socket that was kicked, whatever its connection knows as yet. One that gets batches
 // would not get this one, and is told now.
-func (l *listeners) expel(e Event) {
+func (l *listeners) tellRemoved(e Event) {
 	to := l.member(e.ConnID)
 	if to == nil {
 		return
 	}
-	batch := l.seats[to].mode() == modeBatch
+	batch := l.subscriptions[to].mode() == modeBatch
 	if batch {
 		l.room.hub.cast(l.room.hub.encode.event(e), []receiver{to})
 	}
 	l.dismiss(to, asMember)
-	if s := l.seats[to]; batch && !s.empty() && s.mode() == modeBatch {
+	if s := l.subscriptions[to]; batch && !s.empty() && s.mode() == modeBatch {
 		l.again(to)
 	}
 }
@@ -308,7 +308,7 @@ func (l *listeners) bySpan(w *window, list []receiver, tell func(changes, []rece
 	if len(w.spans) > 1 {
 		lists = make([][]receiver, len(w.spans))
 		for _, to := range list {
-			i := w.find(l.seats[to].span)
+			i := w.find(l.subscriptions[to].span)
 			lists[i] = append(lists[i], to)
 		}
 	}

@@ -185,7 +185,7 @@ func TestSeats(t *testing.T) {
 		for mode, list := range l.lists {
 			for at, to := range list {
 				p := model[to]
-				if max(p.member, p.watcher) != eventMode(mode)+1 || l.seats[to].at != at {
+				if max(p.member, p.watcher) != eventMode(mode)+1 || l.subscriptions[to].at != at {
 					t.Fatalf("%s has %v and is at %d of the list of mode %d", to.ID(), p, at, mode)
 				}
 			}
@@ -204,8 +204,8 @@ func TestSeats(t *testing.T) {
 		}
 		got := map[receiver]bool{}
 		l.collect(got)
-		if !maps.Equal(got, members) || len(l.quiet) != quiet || len(l.seats) != len(model) || l.members != len(members) {
-			t.Fatalf("%d members, %d counted, %d quiet ones, %d seats, want %d, %d, %d", len(got), l.members, len(l.quiet), len(l.seats), len(members), quiet, len(model))
+		if !maps.Equal(got, members) || len(l.withoutEvents) != quiet || len(l.subscriptions) != len(model) || l.members != len(members) {
+			t.Fatalf("%d members, %d counted, %d quiet ones, %d subscriptions, want %d, %d, %d", len(got), l.members, len(l.withoutEvents), len(l.subscriptions), len(members), quiet, len(model))
 		}
 	}
 }

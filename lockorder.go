@@ -9,61 +9,62 @@ import "context"
 type lockRank int
 
 const (
-	rankClient     lockRank = iota // client.in
-	rankMembership                 // membership.mu
-	rankToken                      // lease.renewing, room.indexing
-	rankOnlookers                  // onlookers.mu
-	rankHub                        // hub.mu
-	rankRoom                       // room.mu
-	rankBatch                      // hub.batch.mu
-	rankHeld                       // heldFrames.mu
-	rankPolled                     // polled.mu
-	rankOutbox                     // outbox.mu
-	rankLeaf                       // all others
+	rankClient       lockRank = iota // client.in
+	rankMembership                   // membership.mu
+	rankToken                        // lease.renewing, room.indexing
+	rankUserWatchers                 // userWatchers.mu
+	rankHub                          // hub.mu
+	rankRoom                         // room.mu
+	rankBatch                        // hub.batch.mu
+	rankHeld                         // heldFrames.mu
+	rankPolled                       // polled.mu
+	rankOutbox                       // outbox.mu
+	rankLeaf                         // all others
 )
 
 // ranked is the type of a lock's rank: the parameter of the lock's own type, so that a lock needs no setting up.
 type ranked interface{ rank() lockRank }
 
 type (
-	ofClient     struct{}
-	ofMembership struct{}
-	ofToken      struct{}
-	ofOnlookers  struct{}
-	ofHub        struct{}
-	ofRoom       struct{}
-	ofBatch      struct{}
-	ofHeld       struct{}
-	ofPolled     struct{}
-	ofOutbox     struct{}
-	ofNone       struct{} // a leaf
+	ofClient       struct{}
+	ofMembership   struct{}
+	ofToken        struct{}
+	ofUserWatchers struct{}
+	ofHub          struct{}
+	ofRoom         struct{}
+	ofBatch        struct{}
+	ofHeld         struct{}
+	ofPolled       struct{}
+	ofOutbox       struct{}
+	ofNone         struct{} // a leaf
 )
 
-func (ofClient) rank() lockRank     { return rankClient }
-func (ofMembership) rank() lockRank { return rankMembership }
-func (ofToken) rank() lockRank      { return rankToken }
-func (ofOnlookers) rank() lockRank  { return rankOnlookers }
-func (ofHub) rank() lockRank        { return rankHub }
-func (ofRoom) rank() lockRank       { return rankRoom }
-func (ofBatch) rank() lockRank      { return rankBatch }
-func (ofHeld) rank() lockRank       { return rankHeld }
-func (ofPolled) rank() lockRank     { return rankPolled }
-func (ofOutbox) rank() lockRank     { return rankOutbox }
-func (ofNone) rank() lockRank       { return rankLeaf }
+func (ofClient) rank() lockRank       { return rankClient }
+func (ofMembership) rank() lockRank   { return rankMembership }
+func (ofToken) rank() lockRank        { return rankToken }
+func (ofUserWatchers) rank() lockRank { return rankUserWatchers }
+func (ofHub) rank() lockRank          { return rankHub }
+func (ofRoom) rank() lockRank         { return rankRoom }
+func (ofBatch) rank() lockRank        { return rankBatch }
+func (ofHeld) rank() lockRank         { return rankHeld }
+func (ofPolled) rank() lockRank       { return rankPolled }
+func (ofOutbox) rank() lockRank       { return rankOutbox }
+func (ofNone) rank() lockRank         { return rankLeaf }
 
-// turn is a mutex whose holder may wait for Redis. It is a channel so that synctest takes who waits for it for blocked.
-type turn[R ranked] chan struct{}
+// operationLock is a mutex that may be held during a call to Redis. It is a channel, because synctest counts a goroutine that waits
+// for a sync.Mutex as running.
+type operationLock[R ranked] chan struct{}
 
-func newTurn[R ranked]() turn[R] { return make(turn[R], 1) }
+func newOperationLock[R ranked]() operationLock[R] { return make(operationLock[R], 1) }
 
-func (t turn[R]) Lock() {
+func (t operationLock[R]) Lock() {
 	waitsFor[R]()
 	t <- struct{}{}
 	hasLocked[R]()
 }
 
 // LockBefore is Lock, unless ctx ends first. The error is that of ctx.
-func (t turn[R]) LockBefore(ctx context.Context) error {
+func (t operationLock[R]) LockBefore(ctx context.Context) error {
 	waitsFor[R]()
 	select {
 	case t <- struct{}{}:
@@ -74,7 +75,7 @@ func (t turn[R]) LockBefore(ctx context.Context) error {
 	}
 }
 
-func (t turn[R]) TryLock() bool {
+func (t operationLock[R]) TryLock() bool {
 	select {
 	case t <- struct{}{}:
 		hasLocked[R]()
@@ -84,7 +85,7 @@ func (t turn[R]) TryLock() bool {
 	}
 }
 
-func (t turn[R]) Unlock() {
+func (t operationLock[R]) Unlock() {
 	unlocks[R]()
 	<-t
 }

@@ -74,7 +74,7 @@ func lostLinesOf(log *slog.Logger) *lostLines {
 type logQueue struct {
 	out   io.Writer
 	lost  *lostLines
-	wake  chan struct{}
+	wake  wakeup
 	ended chan struct{}
 
 	mu      mutex[ofNone]
@@ -84,7 +84,7 @@ type logQueue struct {
 }
 
 func newLogQueue(out io.Writer, lost *lostLines) *logQueue {
-	return &logQueue{out: out, lost: lost, wake: make(chan struct{}, 1), ended: make(chan struct{})}
+	return &logQueue{out: out, lost: lost, wake: newWakeup(), ended: make(chan struct{})}
 }
 
 // Write takes one line, or loses it if too many wait. It does not wait.
@@ -97,15 +97,8 @@ func (q *logQueue) Write(line []byte) (int, error) {
 		return len(line), nil
 	}
 	q.waiting = append(q.waiting, line...)
-	q.nudge()
+	q.wake.send()
 	return len(line), nil
-}
-
-func (q *logQueue) nudge() {
-	select {
-	case q.wake <- struct{}{}:
-	default: // it will look anyway
-	}
 }
 
 // run writes lines until close. What was lost it tells after the next lines that could be written.
@@ -159,7 +152,7 @@ func (q *logQueue) close() {
 	q.mu.Lock()
 	q.closed = true
 	q.mu.Unlock()
-	q.nudge()
+	q.wake.send()
 	timer := time.NewTimer(logCloseWait)
 	defer timer.Stop()
 	select {

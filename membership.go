@@ -9,20 +9,20 @@ import (
 type membership struct {
 	room *room
 
-	mu turn[ofMembership] // held by who works on the member in Redis: a request of the client, or the healer
+	mu operationLock[ofMembership] // held by who works on the member in Redis: a request of the client, or the healer
 	Member
-	silentAt time.Time // when the lookback ends after the last join or valid heartbeat
-	unsure   bool      // a join again has an unknown outcome: Redis may have a newer incarnation
-	over     bool      // the connection is not in the room any more
+	expiresAt      time.Time // when the lookback ends after the last join or valid heartbeat
+	rejoinInFlight bool      // a join again has an unknown outcome: Redis may have a newer incarnation
+	ended          bool      // the connection is not in the room any more
 
-	entered atomic.Bool  // its first join has worked
-	kicked  atomic.Int64 // the highest epoch of it that this node knows to be kicked
+	joinedOnce atomic.Bool  // its first join has worked
+	kicked     atomic.Int64 // the highest epoch of it that this node knows to be kicked
 }
 
 // present is the member as it is to be removed: whatever its epoch, if that is not sure. m.mu is held.
 func (m *membership) present() Member {
 	member := m.Member
-	if m.unsure || m.late {
+	if m.rejoinInFlight || m.restoreInFlight {
 		member.Epoch = 0
 	}
 	return member

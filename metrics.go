@@ -141,7 +141,7 @@ func (m *metrics) called(script string, took time.Duration, err error) {
 	}
 }
 
-func (m *metrics) left(reason Reason, n int) {
+func (m *metrics) countLeaves(reason Reason, n int) {
 	if m != nil {
 		m.leaves[reason].Add(float64(n))
 	}

@@ -105,7 +105,7 @@ func TestMetricsCountFaults(t *testing.T) {
 	u := n.member(t, "home", "ann", "{}")
 	silently := startService(t, b.open(t), Options{})
 	keys := fencedKeys("home", "c1")
-	if _, err := silently.run(t.Context(), silently.scripts.join, keys[:7], silently.telling("elsewhere", 0, "c1", "bob", `"bob"`, "{}", "", "", 60_000, 0, "home")...); err != nil {
+	if _, err := silently.run(t.Context(), silently.scripts.join, keys[:7], silently.publishArgs("elsewhere", 0, "c1", "bob", `"bob"`, "{}", "", "", 60_000, 0, "home")...); err != nil {
 		t.Fatal(err)
 	}
 	u.ok(eventHeartbeat, `{"patchState":{"a":1}}`)

@@ -44,8 +44,8 @@ func (l modelLog) Write(line []byte) (int, error) {
 
 func (n *modelNode) stop() {
 	n.workers.close()
-	n.owed.close(n.ctx)
-	n.onlookers.close()
+	n.pendingLeaves.close(n.ctx)
+	n.userWatchers.close()
 	n.healer.close()
 	n.hub.close()
 	n.lease.close(n.ctx, true)

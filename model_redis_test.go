@@ -71,11 +71,11 @@ func (s *scripts) all() (list []*script) {
 func modelScripts(t testing.TB, change func(text string) string) (loaded scripts, names map[string]string) {
 	t.Helper()
 	loaded, names = loadScripts(false), map[string]string{}
-	if !strings.Contains(loaded.join.plain.source, modelPublish) {
+	if !strings.Contains(loaded.join.legacy.source, modelPublish) {
 		t.Fatalf("the scripts lack %q", modelPublish)
 	}
 	for _, sc := range loaded.all() {
-		for _, form := range []*scriptText{&sc.flagged, &sc.plain} {
+		for _, form := range []*scriptText{&sc.redis7, &sc.legacy} {
 			flags, text, flagged := strings.Cut(form.source, "\n")
 			if !flagged || !strings.HasPrefix(flags, "#!") {
 				flags, text = "--", form.source

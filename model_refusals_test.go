@@ -83,16 +83,16 @@ func (m *model) refused(c *heldCall) error {
 func (m *model) onlyReads(args []any) bool {
 	for _, sc := range m.scripts.all() {
 		if sc.name == m.script(args) {
-			flags, _, _ := strings.Cut(sc.flagged.source, "\n")
+			flags, _, _ := strings.Cut(sc.redis7.source, "\n")
 			return strings.Contains(flags, "no-writes")
 		}
 	}
 	return true
 }
 
-// judgeContact checks that nobody is culled whom Redis refused to refresh, before there was the time for that.
+// judgeContact checks that nobody is removed whom Redis refused to refresh, before there was the time for that.
 func (m *model) judgeContact(conn string) {
 	if m.refuses != refusesNothing || !m.refusedAt.IsZero() && time.Since(m.refusedAt) < modelTTL {
-		m.wrong("%s is culled while Redis refuses, or %v after that", conn, time.Since(m.refusedAt))
+		m.wrong("%s is removed while Redis refuses, or %v after that", conn, time.Since(m.refusedAt))
 	}
 }

@@ -283,10 +283,10 @@ func (m *model) await(c *modelClient) {
 	}
 }
 
-// settled tells whether no request is under way, and nothing is owed.
+// settled tells whether no request is under way, and no leave is pending.
 func (m *model) settled() bool {
 	for _, n := range m.nodes {
-		if !n.owed.idle() {
+		if !n.pendingLeaves.idle() {
 			return false
 		}
 	}

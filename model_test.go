@@ -186,7 +186,7 @@ func (r *modelRunner) prepare() {
 	r.flushed = false
 	var loads []redis.Cmder
 	for _, sc := range r.scripts.all() {
-		loads = append(loads, redis.NewCmd(context.Background(), "SCRIPT", "LOAD", sc.flagged.source))
+		loads = append(loads, redis.NewCmd(context.Background(), "SCRIPT", "LOAD", sc.redis7.source))
 	}
 	r.redis.do(loads...)
 }

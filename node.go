@@ -20,27 +20,27 @@ import (
 
 // node is one running server.
 type node struct {
-	log       *slog.Logger
-	embedded  *embeddedRedis // nil if Redis is a server of its own
-	redis     redis.UniversalClient
-	scripts   redis.UniversalClient // redis as the service uses it
-	service   *Service
-	lease     *lease
-	hub       *hub
-	bridge    *bridge
-	healer    *healer
-	owed      *owed
-	tokens    *authority // nil if nobody needs a token
-	onlookers *onlookers
-	workers   *workers
-	handlers  *handlers
-	sockets   *sockets
-	metrics   *metrics
-	webhook   *webhook     // nil if nobody is to be told
-	casts     *broadcaster // nil if application events stay on this node
-	server    *http.Server
-	listener  net.Listener
-	serving   chan struct{} // closed when the server has ended
+	log           *slog.Logger
+	embedded      *embeddedRedis // nil if Redis is a server of its own
+	redis         redis.UniversalClient
+	scripts       redis.UniversalClient // redis as the service uses it
+	service       *Service
+	lease         *lease
+	hub           *hub
+	bridge        *bridge
+	healer        *healer
+	pendingLeaves *pendingLeaves
+	tokens        *authority // nil if nobody needs a token
+	userWatchers  *userWatchers
+	workers       *workers
+	handlers      *handlers
+	sockets       *sockets
+	metrics       *metrics
+	webhook       *webhook     // nil if nobody is to be told
+	casts         *broadcaster // nil if application events stay on this node
+	server        *http.Server
+	listener      net.Listener
+	serving       chan struct{} // closed when the server has ended
 
 	drainWait, drainOver time.Duration
 	retiring             atomic.Bool // drain has begun
@@ -126,7 +126,7 @@ func (n *node) wire(config Config) {
 		Sharded:        config.ShardedPubSub,
 		Logger:         n.log,
 		OnCall:         n.metrics.called,
-		OnLeave:        n.metrics.left,
+		OnLeave:        n.metrics.countLeaves,
 		OnChange:       onChange,
 	})
 	open := func(about topic, sink bridgeSink) *bridge {
@@ -192,27 +192,27 @@ func (n *node) wireRooms(config Config, rooms func(bridgeSink) subscriptions, us
 		log:        n.log,
 		metrics:    n.metrics,
 	})
-	n.onlookers = newOnlookers(n.service, n.hub, users, n.log)
-	n.owed = newOwed(n.service)
+	n.userWatchers = newUserWatchers(n.service, n.hub, users, n.log)
+	n.pendingLeaves = newPendingLeaves(n.service)
 	n.workers = newWorkers()
 	n.handlers = &handlers{
-		workers:  n.workers,
-		heavy:    newHeavyWork(),
-		service:  n.service,
-		hub:      n.hub,
-		owed:     n.owed,
-		lease:    n.lease,
-		maxRooms: config.MaxRoomsPerSocket,
-		maxUsers: config.MaxWatchedUsers,
-		pongs:    config.PongKeepsAlive,
-		tokens:   n.tokens,
-		rate:     newRate(config.RatePerSecond, config.RateBurst),
-		refusals: &refusals{},
-		metrics:  n.metrics,
-		log:      n.log,
+		workers:       n.workers,
+		heavy:         newHeavyWork(),
+		service:       n.service,
+		hub:           n.hub,
+		pendingLeaves: n.pendingLeaves,
+		lease:         n.lease,
+		maxRooms:      config.MaxRoomsPerSocket,
+		maxUsers:      config.MaxWatchedUsers,
+		pongs:         config.PongKeepsAlive,
+		tokens:        n.tokens,
+		rate:          newRate(config.RatePerSecond, config.RateBurst),
+		refusals:      &refusals{},
+		metrics:       n.metrics,
+		log:           n.log,
 
-		onlookers: n.onlookers,
-		everyone:  func(f func(*client)) { n.sockets.each(f) },
+		userWatchers: n.userWatchers,
+		everyone:     func(f func(*client)) { n.sockets.each(f) },
 	}
 }
 
@@ -224,8 +224,8 @@ func (n *node) unready(ctx context.Context) *Error {
 	if err := n.service.takesWrites(ctx); err != nil {
 		return unavailable(err)
 	}
-	if deaf := n.bridge.deafFor(); deaf > lineOverdue {
-		return unavailable(fmt.Errorf("the subscription has brought no probe for %v", deaf.Round(time.Millisecond)))
+	if silent := n.bridge.silentFor(); silent > lineOverdue {
+		return unavailable(fmt.Errorf("the subscription has brought no probe for %v", silent.Round(time.Millisecond)))
 	}
 	return nil
 }
@@ -241,7 +241,7 @@ func (n *node) stop() {
 	var subscriptions sync.WaitGroup
 	subscriptions.Go(n.closeSubscriptions)
 	n.workers.close()
-	left := n.owed.close(ctx)
+	left := n.pendingLeaves.close(ctx)
 	if left > 0 {
 		n.log.Warn("Redis did not confirm every leave: when this node's lease is over, others will remove them", "connections", left)
 	}
@@ -271,7 +271,7 @@ func (n *node) closeSubscriptions() {
 	if n.casts != nil {
 		ends.Go(n.casts.close)
 	}
-	ends.Go(n.onlookers.close)
+	ends.Go(n.userWatchers.close)
 	n.healer.close()
 	n.bridge.close()
 	ends.Wait()

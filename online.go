@@ -54,30 +54,30 @@ func (c cause) hold() time.Duration {
 	return onlineDoubt
 }
 
-// onlookers tell clients of this node whether users are online: in any room, on any node. What they hear from Redis only
+// userWatchers tell clients of this node whether users are online: in any room, on any node. What they hear from Redis only
 // makes them look; the rooms say what is true. The cost follows the changes, and each user is looked at once per lookback
 // in any case, because who told of a change may have died before it was told.
 //
-// Locks are taken in the order onlookers, client.
-type onlookers struct {
+// Locks are taken in the order userWatchers, client.
+type userWatchers struct {
 	*background
 	service *Service
 	hub     *hub // knows when Redis lost data
 	open    func(sink bridgeSink) *bridge
 	log     *slog.Logger
 
-	mu      mutex[ofOnlookers]
+	mu      mutex[ofUserWatchers]
 	bridge  *bridge // once somebody watches a user
-	users   map[string]*watched
-	round   []*watched           // all users, in the order of the audit; some may be given up
-	at      int                  // the next one in the round
-	owing   int                  // users that the next step looks at, in parts of one: so many onlineSteps make a user
-	queues  [lookBusy][]*watched // are to be looked at, by state
-	workers int                  // that look at them
+	users   map[string]*watchedUser
+	round   []*watchedUser           // all users, in the order of the audit; some may be given up
+	at      int                      // the next one in the round
+	owing   int                      // users that the next step looks at, in parts of one: so many onlineSteps make a user
+	queues  [lookBusy][]*watchedUser // are to be looked at, by state
+	workers int                      // that look at them
 }
 
-// watched is a user whom somebody here watches. The onlookers' lock guards it.
-type watched struct {
+// watchedUser is a user whom somebody here watches. The lock of userWatchers guards it.
+type watchedUser struct {
 	id      string
 	by      map[*client]struct{} // who is told
 	waiting int                  // requests that are going to be in by
@@ -95,15 +95,15 @@ type watched struct {
 	next   *time.Timer   // puts it into the queue; nil if none is set
 }
 
-// newOnlookers is for the clients of one node; open makes a bridge about users, once it is needed.
-func newOnlookers(s *Service, h *hub, open func(bridgeSink) *bridge, log *slog.Logger) *onlookers {
-	o := &onlookers{background: newBackground(), service: s, hub: h, open: open, log: log, users: map[string]*watched{}}
+// newUserWatchers is for the clients of one node; open makes a bridge about users, once it is needed.
+func newUserWatchers(s *Service, h *hub, open func(bridgeSink) *bridge, log *slog.Logger) *userWatchers {
+	o := &userWatchers{background: newBackground(), service: s, hub: h, open: open, log: log, users: map[string]*watchedUser{}}
 	o.keep(log, "watched users", o.watchLoop, nil)
 	return o
 }
 
 // close ends the looking and waits for it.
-func (o *onlookers) close() {
+func (o *userWatchers) close() {
 	o.stop()
 	o.mu.Lock()
 	b := o.bridge
@@ -116,7 +116,7 @@ func (o *onlookers) close() {
 
 // watch has a client told of users from now on. answer is called with what is known of each, in one step with the
 // beginning, so that nothing is missed and nothing comes before it.
-func (o *onlookers) watch(ctx context.Context, c *client, ids []string, answer func(online []bool)) error {
+func (o *userWatchers) watch(ctx context.Context, c *client, ids []string, answer func(online []bool)) error {
 	list := o.await(ids)
 	err := o.learn(ctx, list)
 	o.mu.Lock()
@@ -137,18 +137,18 @@ func (o *onlookers) watch(ctx context.Context, c *client, ids []string, answer f
 }
 
 // await has users watched.
-func (o *onlookers) await(ids []string) []*watched {
+func (o *userWatchers) await(ids []string) []*watchedUser {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.bridge == nil {
 		o.bridge = o.open(o)
 		o.bridge.subscribe(lostNodes)
 	}
-	list := make([]*watched, len(ids))
+	list := make([]*watchedUser, len(ids))
 	for i, id := range ids {
 		w := o.users[id]
 		if w == nil {
-			w = &watched{id: id, by: map[*client]struct{}{}, known: make(chan struct{})}
+			w = &watchedUser{id: id, by: map[*client]struct{}{}, known: make(chan struct{})}
 			o.users[id] = w
 			o.round = append(o.round, w)
 			o.bridge.subscribe(id)
@@ -160,7 +160,7 @@ func (o *onlookers) await(ids []string) []*watched {
 }
 
 // learn waits until each user is known.
-func (o *onlookers) learn(ctx context.Context, list []*watched) error {
+func (o *userWatchers) learn(ctx context.Context, list []*watchedUser) error {
 	o.lookAtNew(ctx, list)
 	for _, w := range list {
 		select {
@@ -173,7 +173,7 @@ func (o *onlookers) learn(ctx context.Context, list []*watched) error {
 }
 
 // unknown are those of the users of whom it is not known whether they are online.
-func (o *onlookers) unknown(list []*watched) (some []*watched) {
+func (o *userWatchers) unknown(list []*watchedUser) (some []*watchedUser) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	for _, w := range list {
@@ -185,7 +185,7 @@ func (o *onlookers) unknown(list []*watched) (some []*watched) {
 }
 
 // unwatch ends what watch began.
-func (o *onlookers) unwatch(c *client, ids []string) {
+func (o *userWatchers) unwatch(c *client, ids []string) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	for _, id := range ids {
@@ -197,7 +197,7 @@ func (o *onlookers) unwatch(c *client, ids []string) {
 }
 
 // forget gives up a user whom nobody watches. o.mu is held.
-func (o *onlookers) forget(w *watched) {
+func (o *userWatchers) forget(w *watchedUser) {
 	if len(w.by) == 0 && w.waiting == 0 && o.users[w.id] == w {
 		delete(o.users, w.id)
 		o.bridge.unsubscribe(w.id)
@@ -206,7 +206,7 @@ func (o *onlookers) forget(w *watched) {
 }
 
 // subscribed is told by the bridge: what was published before is missed.
-func (o *onlookers) subscribed(user string) {
+func (o *userWatchers) subscribed(user string) {
 	if user == lostNodes {
 		o.lookAtAll(causeDoubt)
 		return
@@ -215,7 +215,7 @@ func (o *onlookers) subscribed(user string) {
 }
 
 // message is told by the bridge.
-func (o *onlookers) message(user, payload string) {
+func (o *userWatchers) message(user, payload string) {
 	switch {
 	case user == lostNodes: // it may not have told any more who left
 		o.lookAtAll(causeLoss)
@@ -226,10 +226,10 @@ func (o *onlookers) message(user, payload string) {
 	}
 }
 
-func (o *onlookers) settled() {}
+func (o *userWatchers) settled() {}
 
 // watchLoop looks at every user once per lookback, and for losses of data all the time.
-func (o *onlookers) watchLoop() {
+func (o *userWatchers) watchLoop() {
 	pulse, audit := time.NewTicker(onlinePulse), time.NewTicker(o.service.options.Lookback/onlineSteps)
 	defer pulse.Stop()
 	defer audit.Stop()
@@ -246,7 +246,7 @@ func (o *onlookers) watchLoop() {
 }
 
 // lost has every user looked at after a loss of data. It takes a while until they are put back.
-func (o *onlookers) lost() {
+func (o *userWatchers) onDataLoss() {
 	o.mu.Lock()
 	for _, w := range o.users {
 		w.lostAt = time.Now()
@@ -256,7 +256,7 @@ func (o *onlookers) lost() {
 }
 
 // stop stops the timer.
-func (w *watched) stop() {
+func (w *watchedUser) stop() {
 	if w.next != nil {
 		w.next.Stop()
 		w.next = nil
@@ -264,7 +264,7 @@ func (w *watched) stop() {
 }
 
 // tell sends one frame to all who watch the user. o.mu is held.
-func (o *onlookers) tell(w *watched, online bool, ts int64) {
+func (o *userWatchers) notifyWatchers(w *watchedUser, online bool, ts int64) {
 	b := appendText(nil, `{"userId":`, w.id)
 	b = strconv.AppendBool(append(b, `,"online":`...), online)
 	b = append(appendNumber(b, `,"ts":`, ts), '}')

@@ -19,7 +19,7 @@ const (
 
 // lookAtNew asks with few calls who of the users that are not known has an index: the others are in no room. It does not wait
 // for the subscription, which has each user looked at again. After an error that look tells.
-func (o *onlookers) lookAtNew(ctx context.Context, list []*watched) {
+func (o *userWatchers) lookAtNew(ctx context.Context, list []*watchedUser) {
 	for some := range slices.Chunk(o.unknown(list), onlineTogether) {
 		ids := make([]string, len(some))
 		for i, w := range some {
@@ -43,7 +43,7 @@ func (o *onlookers) lookAtNew(ctx context.Context, list []*watched) {
 
 // pulse asks for some users whether Redis still has their indices. Of who leaves it hears by a message in any case, but not
 // of who is lost.
-func (o *onlookers) pulse() {
+func (o *userWatchers) pulse() {
 	var users []string
 	o.mu.Lock()
 	for id, w := range o.users { // which begins anywhere
@@ -71,12 +71,12 @@ func (o *onlookers) pulse() {
 	o.mu.Unlock()
 	if missing > 0 {
 		o.log.Info("indices of watched users are missing", "users", missing)
-		o.lost()
+		o.onDataLoss()
 	}
 }
 
 // audit looks at the next users of the round, so many that it takes a lookback.
-func (o *onlookers) audit() {
+func (o *userWatchers) audit() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	for o.owing += len(o.round); o.owing >= onlineSteps && len(o.round) > 0; {
@@ -96,7 +96,7 @@ func (o *onlookers) audit() {
 	}
 }
 
-func (o *onlookers) lookAtAll(why cause) {
+func (o *userWatchers) lookAtAll(why cause) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	for _, w := range o.users {
@@ -105,7 +105,7 @@ func (o *onlookers) lookAtAll(why cause) {
 }
 
 // look has a user looked at, or once more if that is under way.
-func (o *onlookers) look(user string, why cause) {
+func (o *userWatchers) look(user string, why cause) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if w := o.users[user]; w != nil {
@@ -114,7 +114,7 @@ func (o *onlookers) look(user string, why cause) {
 }
 
 // lookAt is look. o.mu is held.
-func (o *onlookers) lookAt(w *watched, why cause) {
+func (o *userWatchers) lookAt(w *watchedUser, why cause) {
 	w.causes |= why
 	w.fresh = true
 	w.since, w.wait = time.Time{}, onlinePause
@@ -123,7 +123,7 @@ func (o *onlookers) lookAt(w *watched, why cause) {
 }
 
 // enqueue has one of a few workers look at the user. o.mu is held.
-func (o *onlookers) enqueue(w *watched) {
+func (o *userWatchers) enqueue(w *watchedUser) {
 	at := lookQueued
 	if !w.settled || w.causes&(causeComing|causeGone) != 0 {
 		at = lookUrgent
@@ -144,7 +144,7 @@ func (o *onlookers) enqueue(w *watched) {
 }
 
 // lookLoop looks at the users in the queue until there is none.
-func (o *onlookers) lookLoop() {
+func (o *userWatchers) lookLoop() {
 	for {
 		w, why, began := o.nextLook()
 		if w == nil {
@@ -163,7 +163,7 @@ func (o *onlookers) lookLoop() {
 }
 
 // nextLook takes a user from the queues, why it is looked at, and since when; nil if there is none.
-func (o *onlookers) nextLook() (w *watched, why cause, began time.Time) {
+func (o *userWatchers) nextLook() (w *watchedUser, why cause, began time.Time) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if w = o.takeNext(); w == nil || o.ctx.Err() != nil {
@@ -178,7 +178,7 @@ func (o *onlookers) nextLook() (w *watched, why cause, began time.Time) {
 }
 
 // takeNext passes over users whom nobody watches any more. o.mu is held.
-func (o *onlookers) takeNext() *watched {
+func (o *userWatchers) takeNext() *watchedUser {
 	for at := lookUrgent; at > lookIdle; at-- {
 		for len(o.queues[at]) > 0 {
 			w := o.queues[at][0]
@@ -195,7 +195,7 @@ func (o *onlookers) takeNext() *watched {
 
 // looked is told after each look whether it is clear now whether the user is online. If not, or if something new came in
 // between, there will be another one.
-func (o *onlookers) looked(w *watched, clear bool) {
+func (o *userWatchers) looked(w *watchedUser, clear bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	w.state = lookIdle
@@ -215,7 +215,7 @@ func (o *onlookers) looked(w *watched, clear bool) {
 	}
 }
 
-func (o *onlookers) check(user string) (online bool, p places, err error) {
+func (o *userWatchers) check(user string) (online bool, p places, err error) {
 	ctx, cancel := context.WithTimeout(o.ctx, answerWithin)
 	defer cancel()
 	if p, err = o.service.places(ctx, user); err != nil {
@@ -226,14 +226,14 @@ func (o *onlookers) check(user string) (online bool, p places, err error) {
 }
 
 // conclude takes over what a look found, and tells of a change. It is false when a later look has to confirm it.
-func (o *onlookers) conclude(w *watched, online bool, p places, why cause, missing time.Duration) bool {
+func (o *userWatchers) conclude(w *watchedUser, online bool, p places, why cause, missing time.Duration) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	return o.takeOver(w, online, p, why, missing)
 }
 
 // takeOver is conclude. o.mu is held.
-func (o *onlookers) takeOver(w *watched, online bool, p places, why cause, missing time.Duration) bool {
+func (o *userWatchers) takeOver(w *watchedUser, online bool, p places, why cause, missing time.Duration) bool {
 	if isAnother(p.server, w.server) {
 		w.lostAt = time.Now()
 	}
@@ -244,7 +244,7 @@ func (o *onlookers) takeOver(w *watched, online bool, p places, why cause, missi
 	case !online && w.online && (missing < why.hold() || o.healing(w)):
 		return false
 	case online != w.online && w.settled:
-		o.tell(w, online, p.ts)
+		o.notifyWatchers(w, online, p.ts)
 	}
 	w.online = online
 	if !w.settled {
@@ -255,6 +255,6 @@ func (o *onlookers) takeOver(w *watched, online bool, p places, why cause, missi
 }
 
 // healing tells whether the user may be about to be put back. o.mu is held.
-func (o *onlookers) healing(w *watched) bool {
+func (o *userWatchers) healing(w *watchedUser) bool {
 	return time.Since(w.lostAt) < lossPatience || o.hub.missedLately()
 }

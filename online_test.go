@@ -154,9 +154,9 @@ func TestUsersAreForgottenWithTheirWatchers(t *testing.T) {
 	u.ok(eventUnwatch, "")
 	_ = other.conn.Close()
 	eventually(t, 5*time.Second, "nobody is watched", func() bool {
-		n.onlookers.mu.Lock()
-		defer n.onlookers.mu.Unlock()
-		return len(n.onlookers.users) == 0
+		n.userWatchers.mu.Lock()
+		defer n.userWatchers.mu.Unlock()
+		return len(n.userWatchers.users) == 0
 	})
 }
 
@@ -167,14 +167,14 @@ func TestATokenHasToAllowWatchingUsers(t *testing.T) {
 	u.refused(eventWatch, `{"userIds":[7]}`, CodeInvalidPayload)
 	u.send(`42["presence:watch",{"userIds":["a"]}]`) // nobody has to ask for the answer
 	eventually(t, 5*time.Second, "the user is watched", func() bool {
-		n.onlookers.mu.Lock()
-		defer n.onlookers.mu.Unlock()
-		return n.onlookers.users["a"] != nil && len(n.onlookers.users["a"].by) == 1
+		n.userWatchers.mu.Lock()
+		defer n.userWatchers.mu.Unlock()
+		return n.userWatchers.users["a"] != nil && len(n.userWatchers.users["a"].by) == 1
 	})
 	u.ok(eventAuth, `{"token":`+quoted(hs256.token(nil))+`}`)
-	n.onlookers.mu.Lock()
-	defer n.onlookers.mu.Unlock()
-	if len(n.onlookers.users) != 0 {
+	n.userWatchers.mu.Lock()
+	defer n.userWatchers.mu.Unlock()
+	if len(n.userWatchers.users) != 0 {
 		t.Error("the user is still watched without the claim")
 	}
 }
@@ -288,7 +288,7 @@ func TestALeaveThatANodeDidNotTellIsFoundWithItsLoss(t *testing.T) {
 				t.Fatal(err)
 			}
 			u.hears("ann", true)
-			_, err = n.service.run(t.Context(), n.service.scripts.remove, scriptKeys("r", "c"), n.service.telling("r", 0, string(ReasonLeft), "", "", "", "c", "")...)
+			_, err = n.service.run(t.Context(), n.service.scripts.remove, scriptKeys("r", "c"), n.service.publishArgs("r", 0, string(ReasonLeft), "", "", "", "c", "")...)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -307,9 +307,9 @@ func TestTheAuditOfWatchedUsersIsSpread(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
 	stop() // nobody looks
 	for _, n := range []int{1, 7, 60, 500} {
-		o := &onlookers{users: map[string]*watched{}, background: &background{ctx: ctx}}
+		o := &userWatchers{users: map[string]*watchedUser{}, background: &background{ctx: ctx}}
 		for i := range 2 * n {
-			w := &watched{id: fmt.Sprint(i)}
+			w := &watchedUser{id: fmt.Sprint(i)}
 			o.round = append(o.round, w)
 			if i%2 == 0 { // the others are given up
 				o.users[w.id] = w
@@ -343,9 +343,9 @@ func TestTheAuditOfWatchedUsersIsSpread(t *testing.T) {
 
 // Users whom a request waits for, or of whom there is news, are looked at before those of the audit, each once.
 func TestUsersWithNewsAreLookedAtFirst(t *testing.T) {
-	o := &onlookers{users: map[string]*watched{}, background: &background{ctx: t.Context()}, workers: onlineWorkers} // which are all busy elsewhere
+	o := &userWatchers{users: map[string]*watchedUser{}, background: &background{ctx: t.Context()}, workers: onlineWorkers} // which are all busy elsewhere
 	for _, id := range []string{"ann", "bob", "cid", "dan", "new", "given up"} {
-		o.users[id] = &watched{id: id, settled: id != "new"}
+		o.users[id] = &watchedUser{id: id, settled: id != "new"}
 	}
 	o.lookAtAll(causeLoss) // in any order
 	o.look("new", causeDoubt)

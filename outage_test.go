@@ -17,7 +17,7 @@ import (
 const late = 1500 * time.Millisecond
 
 // idle tells whether every leave is confirmed.
-func (o *owed) idle() bool { return o.size() == 0 }
+func (o *pendingLeaves) idle() bool { return o.size() == 0 }
 
 // troubledRedis is a client whose scripts meet the trouble that a test chooses.
 type troubledRedis struct {
@@ -68,7 +68,7 @@ func (r *troubledRedis) recover() { r.trouble.Store(nil) }
 func scriptOf(sha string) (name, text string) {
 	all := loadScripts(false)
 	for _, s := range all.all() {
-		for _, form := range []scriptText{s.flagged, s.plain} {
+		for _, form := range []scriptText{s.redis7, s.legacy} {
 			if form.sha == sha {
 				return s.name, form.source
 			}
@@ -165,7 +165,7 @@ func TestAJoinOfUnknownOutcomeIsTakenBack_G5(t *testing.T) {
 	})
 }
 
-// TestARepeatedJoinOfUnknownOutcomeStays_G5: what is owed for the first try must not take the second one along.
+// TestARepeatedJoinOfUnknownOutcomeStays_G5: the pending leave of the first try must not take the second one along.
 func TestARepeatedJoinOfUnknownOutcomeStays_G5(t *testing.T) {
 	t.Parallel()
 	takesLong(t)
@@ -177,7 +177,7 @@ func TestARepeatedJoinOfUnknownOutcomeStays_G5(t *testing.T) {
 		u.unavailableInTime(eventJoin, joinPayloadOf(room, "ann", "{}"))
 		rdb.recover()
 		epoch := u.join(room, "ann", `{"a":1}`).Self.Epoch
-		eventually(t, 5*time.Second, "nothing is owed", n.owed.idle)
+		eventually(t, 5*time.Second, "no leave is pending", n.pendingLeaves.idle)
 		witness.settled(u, room)
 		for _, e := range witness.events {
 			if e.Type == "leave" && e.Epoch == epoch {
@@ -246,7 +246,7 @@ func TestAJoinAgainOfUnknownOutcome_G5(t *testing.T) {
 			u.unavailableInTime(eventJoin, joinPayloadOf(room, "ann", `{"b":2}`))
 			rdb.recover()
 			next(t, u, witness, room, old)
-			eventually(t, 5*time.Second, "nothing is owed", n.owed.idle)
+			eventually(t, 5*time.Second, "no leave is pending", n.pendingLeaves.idle)
 			assertAgree(t, n.service, room)
 		})
 	}
@@ -268,7 +268,7 @@ func TestAJoinThatRunsLateIsTakenBack_G5(t *testing.T) {
 		t.Fatal(err)
 	}
 	witness.sees(EventLeave, u.id)
-	eventually(t, 5*time.Second, "nothing is owed", n.owed.idle)
+	eventually(t, 5*time.Second, "no leave is pending", n.pendingLeaves.idle)
 	witness.settled(witness, "home")
 	witness.wantEvents(u.id, "join ann 1 {}", "leave ann 0 disconnected null")
 }
@@ -289,7 +289,7 @@ func TestALeaveThatFailedIsMadeGoodOnce_G5(t *testing.T) {
 				rdb.recover()
 				witness.sees(EventLeave, u.id)
 				u.ok(eventLeave, "")
-				eventually(t, 5*time.Second, "nothing is owed", n.owed.idle)
+				eventually(t, 5*time.Second, "no leave is pending", n.pendingLeaves.idle)
 				witness.settled(witness, room)
 				witness.wantEvents(u.id, "join ann 1 {}", "leave ann 0 left null")
 			})
@@ -307,7 +307,7 @@ func TestAJoinAfterALeaveThatFailedStays_G5(t *testing.T) {
 		u.unavailableInTime(eventLeave, "")
 		epoch := u.join(room, "ann", "{}").Self.Epoch
 		rdb.recover()
-		eventually(t, 5*time.Second, "nothing is owed", n.owed.idle)
+		eventually(t, 5*time.Second, "no leave is pending", n.pendingLeaves.idle)
 		witness.settled(u, room)
 		if last := witness.events[len(witness.events)-1]; last.Epoch != epoch {
 			t.Errorf("the witness saw %q", witness.of(u.id))
@@ -377,7 +377,7 @@ func TestAStoppedRedis(t *testing.T) {
 	}
 	asked.Wait()
 	server.signal(syscall.SIGCONT)
-	eventually(t, 10*time.Second, "nothing is owed", n.owed.idle)
+	eventually(t, 10*time.Second, "no leave is pending", n.pendingLeaves.idle)
 	for i, u := range all[:5] {
 		eventually(t, 10*time.Second, "heartbeat of "+requests[i].event, func() bool { return u.call(eventHeartbeat, inRoom(room, "")).OK })
 	}

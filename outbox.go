@@ -101,7 +101,7 @@ func (o *outbox) fits(n int) bool {
 	if !o.ended && o.backlog.exceeds(n, o.limit) {
 		o.write() // the kernel has perhaps not been asked yet
 		if !o.ended && o.backlog.exceeds(n, o.limit) {
-			o.kill(errTooSlow)
+			o.abortLocked(errTooSlow)
 		}
 	}
 	return !o.ended
@@ -121,7 +121,7 @@ func (o *outbox) write() {
 	}
 	if o.raw != nil {
 		if err := o.raw.Write(o.attempt); err != nil || o.cause != nil {
-			o.kill(err)
+			o.abortLocked(err)
 			return
 		}
 	}
@@ -188,7 +188,7 @@ func (o *outbox) held() int {
 }
 
 // tooSlow closes a client that does not take what is sent to it.
-func (o *outbox) tooSlow() { o.cut(errTooSlow) }
+func (o *outbox) tooSlow() { o.abort(errTooSlow) }
 
 // drain waits for the kernel to take the rest. A client is cut that accepts no byte for the timeout, or has not accepted
 // all that waited at one moment when its time for that is over.
@@ -201,7 +201,7 @@ func (o *outbox) drain(done chan struct{}) {
 			err = errTooSlow
 		}
 		if err != nil || o.cause != nil {
-			o.kill(err)
+			o.abortLocked(err)
 		}
 		if o.backlog.bytes == 0 {
 			_ = o.conn.SetWriteDeadline(time.Time{})
@@ -281,19 +281,19 @@ func (o *outbox) shut(why closeError) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.draining != nil {
-		o.kill(errClosed)
+		o.abortLocked(errClosed)
 	}
 }
 
 // cut closes the connection now.
-func (o *outbox) cut(cause error) {
+func (o *outbox) abort(cause error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.kill(cause)
+	o.abortLocked(cause)
 }
 
 // kill is cut under mu.
-func (o *outbox) kill(cause error) {
+func (o *outbox) abortLocked(cause error) {
 	if o.cause == nil {
 		o.cause = cause
 	}
@@ -335,5 +335,5 @@ func (o *outbox) awaitEnd() {
 		_ = o.conn.SetReadDeadline(time.Now().Add(linger))
 		_, _ = io.CopyN(io.Discard, o.conn, lingerFor) // ends with the client's side, or the deadline
 	}
-	o.cut(errClosed)
+	o.abort(errClosed)
 }

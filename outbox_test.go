@@ -37,7 +37,7 @@ func socketPair(t testing.TB, change func(*socketOptions)) (*webSocket, *net.TCP
 	change(o)
 	x := &webSocket{}
 	x.init(server, nil, o)
-	t.Cleanup(func() { x.cut(errClosed); x.awaitEnd() })
+	t.Cleanup(func() { x.abort(errClosed); x.awaitEnd() })
 	return x, client.(*net.TCPConn)
 }
 
@@ -188,7 +188,7 @@ func TestAClientIsCutWhileItsFramesLeave(t *testing.T) {
 	go func() {
 		defer close(cut)
 		defer x.mu.Unlock()
-		x.kill(errClosed)
+		x.abortLocked(errClosed)
 	}()
 	select {
 	case <-cut:
@@ -209,7 +209,7 @@ func TestOutboxWithoutADescriptor(t *testing.T) {
 		x.send(f)
 	}
 	wantNumbered(t, client, n, size)
-	x.cut(errClosed)
+	x.abort(errClosed)
 	x.awaitEnd()
 }
 

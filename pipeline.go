@@ -29,7 +29,7 @@ const (
 )
 
 // errOwes is what calls to a master get that owes the answer to an earlier one.
-var errOwes = errors.New("an earlier call to Redis has no answer yet")
+var errUnresponsive = errors.New("an earlier call to Redis has no answer yet")
 
 // pipelines is a Redis client whose scripts share round trips: what waits for one master goes out together, what comes
 // alone goes at once. Calls of a script that is in merged share an EVALSHA as well, as lua/calls.lua says; in a cluster those
@@ -45,12 +45,12 @@ type pipelines struct {
 	mu       mutex[ofNone]
 	lines    map[*redis.Client]*pipeline
 	reloaded time.Time
-	added    chan struct{} // holds a token when a line was added
+	added    wakeup // a line was added
 }
 
 // newPipelines takes a *redis.Client or a *redis.ClusterClient.
 func newPipelines(rdb redis.UniversalClient) *pipelines {
-	p := &pipelines{background: newBackground(), UniversalClient: rdb, merged: map[string]bool{}, lines: map[*redis.Client]*pipeline{}, added: make(chan struct{}, 1)}
+	p := &pipelines{background: newBackground(), UniversalClient: rdb, merged: map[string]bool{}, lines: map[*redis.Client]*pipeline{}, added: newWakeup()}
 	switch rdb := rdb.(type) {
 	case *redis.Client:
 		p.single = rdb
@@ -128,10 +128,7 @@ func (p *pipelines) lineFor(ctx context.Context, key string) (*pipeline, error) 
 			p.work.Go(l.serve)
 		}
 		p.lines[client] = l
-		select {
-		case p.added <- struct{}{}:
-		default:
-		}
+		p.added.send()
 	}
 	return l, nil
 }
@@ -234,7 +231,7 @@ type pipelinedCall struct {
 
 func (l *pipeline) process(ctx context.Context, c *pipelinedCall) (any, error) {
 	if l.owes.Load() {
-		return nil, errOwes
+		return nil, errUnresponsive
 	}
 	began := time.Now()
 	answer, err := l.await(ctx, c)

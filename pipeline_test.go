@@ -124,9 +124,9 @@ type wantedCall struct {
 
 // heartbeatCall is what a heartbeat sends that takes epoch for the member's.
 func heartbeatCall(s *Service, m Member, epoch int64, want string) wantedCall {
-	sha := s.scripts.heartbeat.flagged.sha
-	if s.unflags.Load() {
-		sha = s.scripts.heartbeat.plain.sha
+	sha := s.scripts.heartbeat.redis7.sha
+	if s.noScriptFlags.Load() {
+		sha = s.scripts.heartbeat.legacy.sha
 	}
 	keys := []string{keysOf(m.Room).lastSeen(), keysOf(m.Room).revision(), connKey(m.Room, m.Conn)}
 	return wantedCall{&pipelinedCall{command: "evalsha", script: sha, keys: keys, args: []any{3, 4, m.Conn, epoch, m.Rev, 60_000}, done: make(chan struct{})}, m, want}
@@ -275,7 +275,7 @@ func TestCallsToAHungRedisDoNotPileUp(t *testing.T) {
 	}
 	began := time.Now()
 	for range 1000 {
-		if _, _, err := s.heartbeat(t.Context(), &m, nil, 0); !errors.Is(err, errOwes) {
+		if _, _, err := s.heartbeat(t.Context(), &m, nil, 0); !errors.Is(err, errUnresponsive) {
 			t.Fatalf("the error is %v", err)
 		}
 	}

@@ -411,7 +411,7 @@ func (p *polled) upgrade(w http.ResponseWriter, r *http.Request) {
 	open := p.state != pollClosed
 	p.mu.Unlock()
 	if !open || !p.sockets.alongside(p.client, func() { p.serve(x) }) {
-		x.cut(errClosed)
+		x.abort(errClosed)
 	}
 }
 

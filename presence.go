@@ -15,7 +15,7 @@ import (
 // Options of a Service. The zero value of a field means its default.
 type Options struct {
 	TTL            time.Duration // heartbeat window; default 30 s
-	Lookback       time.Duration // silence after which a connection is culled; default 2 × TTL
+	Lookback       time.Duration // silence after which a connection is removed; default 2 × TTL
 	ReaperInterval time.Duration // how often the reaper looks; default 3 s, negative = this service runs no reaper
 	NodeLease      time.Duration // silence after which a node counts as lost and its connections are removed; default 10 s
 	Limits         Limits        // default 200 bytes for an id, 16384 bytes and 64 levels for a state
@@ -40,15 +40,15 @@ type Options struct {
 // happened; repeating is safe.
 type Service struct {
 	*background
-	rdb      redis.UniversalClient
-	options  Options
-	scripts  scripts
-	publish  string // the command that publishes a room's events
-	announce string // and that which tells of users
-	unflags  atomic.Bool
-	loads    scriptLoads
-	left     departed
-	reaper   atomic.Pointer[reaper] // the one that runs, nil = none
+	rdb           redis.UniversalClient
+	options       Options
+	scripts       scripts
+	publish       string // the command that publishes a room's events
+	announce      string // and that which tells of users
+	noScriptFlags atomic.Bool
+	loads         scriptLoads
+	stale         staleEntries
+	reaper        atomic.Pointer[reaper] // the one that runs, nil = none
 }
 
 // NewService starts a service on a client. The caller ends it with Stop and closes the client afterwards.
@@ -173,7 +173,7 @@ func (s *Service) Heartbeat(ctx context.Context, room, conn string, patch json.R
 	if epoch != 0 && epoch != m.Epoch {
 		return false, 0, staleEpoch(m.Epoch)
 	}
-	m.guest = true
+	m.noRestore = true
 	changed, _, err = s.heartbeat(ctx, &m, patch, 0)
 	return changed, m.Epoch, err
 }

@@ -9,9 +9,9 @@ import (
 	"time"
 )
 
-// telling are the arguments of a script that publishes: what it needs for that, the highest revision of the room that the
+// publishArgs are the arguments of a script that publishes: what it needs for that, the highest revision of the room that the
 // caller knows, and its own.
-func (s *Service) telling(room string, known int64, own ...any) []any {
+func (s *Service) publishArgs(room string, known int64, own ...any) []any {
 	args := make([]any, 0, 4+len(own)+2)
 	args = append(args, keysOf(room).events(), s.publish, literal(room), known)
 	return append(args, own...)
@@ -69,7 +69,7 @@ func (r reply) pairs(i int) map[string]string {
 	return pairs
 }
 
-func (r reply) strange() *Error {
+func (r reply) unexpected() *Error {
 	return unavailable(fmt.Errorf("unexpected answer of a script: %q", r.verdict()))
 }
 
@@ -140,15 +140,15 @@ func (s *Service) call(ctx context.Context, sc *script, keys []string, args []an
 
 // send calls a script in the form that the server takes, and gives the answer to its only call.
 func (s *Service) send(ctx context.Context, sc *script, keys []string, args []any) (reply, error) {
-	flagged := !s.unflags.Load()
-	text := sc.plain
-	if flagged {
-		text = sc.flagged
+	hasFlags := !s.noScriptFlags.Load()
+	text := sc.legacy
+	if hasFlags {
+		text = sc.redis7
 	}
 	call := append([]any{len(keys), len(args)}, args...)
 	answer, err := s.evalSha(ctx, text, keys, call)
-	if flagged && err != nil && strings.Contains(err.Error(), "ompil") {
-		s.unflags.Store(true)
+	if hasFlags && err != nil && strings.Contains(err.Error(), "ompil") {
+		s.noScriptFlags.Store(true)
 		return s.send(ctx, sc, keys, args)
 	}
 	if err != nil {

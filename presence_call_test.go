@@ -126,9 +126,9 @@ func loadEverywhere(t testing.TB, s *Service, b backend) {
 	all := s.scripts
 	for _, sc := range []*script{all.join, all.heartbeat, all.patch, all.restore, all.remove, all.hold, all.read, all.pulse, all.overdue,
 		all.indexRoom, all.claimRooms, all.settleRooms, all.indexUser, all.unindexUser} {
-		text := sc.flagged
-		if s.unflags.Load() {
-			text = sc.plain
+		text := sc.redis7
+		if s.noScriptFlags.Load() {
+			text = sc.legacy
 		}
 		if err := b.open(t).ScriptLoad(t.Context(), text.source).Err(); err != nil {
 			t.Fatal(err)

@@ -16,11 +16,11 @@ type Member struct {
 	Rev              int64 // the room's revision when this connection last changed
 	State            json.RawMessage
 
-	kickedAt int64 // not above the revision at which an operator removed it, 0 = that is not known
+	kickRev int64 // not above the revision at which an operator removed it, 0 = that is not known
 
-	guest bool      // known from Redis only: once it has left, it is not put back
-	noted time.Time // when its user's index was last told of it, zero = perhaps never
-	late  bool      // putting it back had an unknown outcome: it may still be done
+	noRestore       bool      // known from Redis only: once it has left, it is not put back
+	indexedAt       time.Time // when its user's index was last told of it, zero = perhaps never
+	restoreInFlight bool      // putting it back had an unknown outcome: it may still be done
 }
 
 // join writes m as a new incarnation in place of the one with m.Epoch (0 = none) and returns it as it is then. What was held
@@ -28,9 +28,9 @@ type Member struct {
 // caller knows.
 func (s *Service) join(ctx context.Context, m Member, floor int64) (Member, error) {
 	var held []any // connections of the user, as far as they are known to be held back
-	m.noted = s.left.recall(m)
+	m.indexedAt = s.stale.cancel(m)
 	for ctx.Err() == nil {
-		if err := s.note(ctx, &m, max(m.Epoch, floor)+1); err != nil {
+		if err := s.indexIfDue(ctx, &m, max(m.Epoch, floor)+1); err != nil {
 			return m, err
 		}
 		answer, err := s.tryJoin(ctx, m, held, floor)
@@ -41,9 +41,9 @@ func (s *Service) join(ctx context.Context, m Member, floor int64) (Member, erro
 		case "ok":
 			m.Epoch = answer.int(1)
 			m.Rev = m.Epoch
-			if m.late { // whoever removes the one before may take this one out of the index
-				m.noted = time.Time{}
-				_ = s.note(ctx, &m, m.Epoch) // else with the next heartbeat
+			if m.restoreInFlight { // whoever removes the one before may take this one out of the index
+				m.indexedAt = time.Time{}
+				_ = s.indexIfDue(ctx, &m, m.Epoch) // else with the next heartbeat
 			}
 			if replaced := answer.text(2); replaced != "" {
 				s.unindexLater([]Member{{Room: m.Room, User: replaced, Conn: m.Conn, Epoch: answer.int(3)}}, time.Time{})
@@ -54,13 +54,13 @@ func (s *Service) join(ctx context.Context, m Member, floor int64) (Member, erro
 			}
 			return m, nil
 		case "epoch":
-			m.Epoch, m.noted = answer.int(1), time.Time{} // who removed another one takes it out of the index
+			m.Epoch, m.indexedAt = answer.int(1), time.Time{} // who removed another one takes it out of the index
 		case "held":
 			held = answer[1:]
 		case "full":
 			return m, &Error{Code: CodeRoomFull, Message: fmt.Sprintf("the room has its %d connections", s.options.MaxMembers)}
 		default:
-			return m, answer.strange()
+			return m, answer.unexpected()
 		}
 	}
 	return m, unavailable(ctx.Err())
@@ -75,7 +75,7 @@ func (s *Service) tryJoin(ctx context.Context, m Member, held []any, floor int64
 	for i := range held {
 		conns = append(conns, reply(held).text(i))
 	}
-	args := s.telling(m.Room, floor, m.Conn, m.User, literal(m.User), []byte(m.State), replaces, m.Node,
+	args := s.publishArgs(m.Room, floor, m.Conn, m.User, literal(m.User), []byte(m.State), replaces, m.Node,
 		s.options.TTL.Milliseconds(), s.options.MaxMembers, m.Room)
 	return s.run(ctx, s.scripts.join, s.keysWithHeld(m.Room, conns...), append(args, held...)...)
 }
@@ -139,7 +139,7 @@ func (s *Service) patch(ctx context.Context, m *Member, patch json.RawMessage, f
 		return false, answer, err
 	}
 	answer, err = s.run(ctx, s.scripts.patch, scriptKeys(m.Room, m.Conn),
-		s.telling(m.Room, floor, m.Conn, m.Epoch, m.Rev, s.options.TTL.Milliseconds(), []byte(state))...)
+		s.publishArgs(m.Room, floor, m.Conn, m.Epoch, m.Rev, s.options.TTL.Milliseconds(), []byte(state))...)
 	if isRefusal(err) { // as without memory, which a heartbeat does not need: the member lives
 		_, _, _ = s.heartbeat(ctx, m, nil, floor)
 	}
@@ -160,7 +160,7 @@ func (s *Service) reconcile(ctx context.Context, m *Member, answer reply, floor 
 		m.Rev, m.State = answer.int(1), json.RawMessage(answer.text(2))
 		return nil
 	case verdict != "epoch" && verdict != "rev":
-		return answer.strange()
+		return answer.unexpected()
 	}
 	return s.restore(ctx, m, 0, floor)
 }
@@ -185,20 +185,20 @@ func (s *Service) refused(ctx context.Context, room string, err error) {
 // putBack is restore for a room whose index entry is there.
 func (s *Service) putBack(ctx context.Context, m *Member, age time.Duration, floor int64) error {
 	began := time.Now()
-	m.noted = time.Time{}
-	if err := s.note(ctx, m, m.Epoch); err != nil {
+	m.indexedAt = time.Time{}
+	if err := s.indexIfDue(ctx, m, m.Epoch); err != nil {
 		return err
 	}
 	answer, err := s.run(ctx, s.scripts.restore, fencedKeys(m.Room, m.Conn),
-		s.telling(m.Room, floor, m.Conn, m.User, literal(m.User), []byte(m.State), m.Epoch, m.Rev, m.Node,
-			s.options.TTL.Milliseconds(), (age+time.Since(began)).Milliseconds(), m.Room, m.guest)...)
+		s.publishArgs(m.Room, floor, m.Conn, m.User, literal(m.User), []byte(m.State), m.Epoch, m.Rev, m.Node,
+			s.options.TTL.Milliseconds(), (age+time.Since(began)).Milliseconds(), m.Room, m.noRestore)...)
 	switch {
 	case err != nil:
-		m.late = true
+		m.restoreInFlight = true
 		return err
 	case answer.verdict() == "ok":
 		if m.Rev != answer.int(1) { // whoever removed it may yet take it out of the index: the next heartbeat notes it again
-			m.noted = time.Time{}
+			m.indexedAt = time.Time{}
 		}
 		m.Rev = answer.int(1)
 	case answer.verdict() == "rev":
@@ -208,10 +208,10 @@ func (s *Service) putBack(ctx context.Context, m *Member, age time.Duration, flo
 	case answer.verdict() == "missing":
 		return notJoined()
 	case answer.verdict() == "kicked":
-		m.kickedAt = answer.int(1)
+		m.kickRev = answer.int(1)
 		return notJoined()
 	default:
-		return answer.strange()
+		return answer.unexpected()
 	}
 	return nil
 }
@@ -224,13 +224,13 @@ type incarnation struct {
 
 // removal says how connections leave.
 type removal struct {
-	reason   Reason
-	silent   time.Duration // only who was not heard of for so long; 0 = whatever its age
-	notAfter int64         // milliseconds, Redis' clock, after which nothing is done; 0 = no such time
-	floor    int64         // highest revision of the room that the caller knows
-	noted    time.Time     // of the member, if its owner removes it
-	own      bool          // its owner removes it, and does not know when the index was told of it
-	node     string        // only connections of this node; "" = of any
+	reason    Reason
+	silent    time.Duration // only who was not heard of for so long; 0 = whatever its age
+	notAfter  int64         // milliseconds, Redis' clock, after which nothing is done; 0 = no such time
+	floor     int64         // highest revision of the room that the caller knows
+	indexedAt time.Time     // of the member, if its owner removes it
+	own       bool          // its owner removes it, and does not know when the index was told of it
+	node      string        // only connections of this node; "" = of any
 }
 
 // remove takes connections out of a room, one leave for each, and returns those that it found there and the room's
@@ -243,7 +243,7 @@ func (s *Service) remove(ctx context.Context, room string, how removal, list []i
 	if how.notAfter > 0 {
 		notAfter = strconv.FormatInt(how.notAfter, 10)
 	}
-	args := s.telling(room, how.floor, string(how.reason), silent, notAfter, how.node)
+	args := s.publishArgs(room, how.floor, string(how.reason), silent, notAfter, how.node)
 	conns := make([]string, 0, len(list))
 	for _, i := range list {
 		epoch := ""
@@ -266,8 +266,8 @@ func (s *Service) remove(ctx context.Context, room string, how removal, list []i
 		s.options.OnLeave(reason, n)
 	}
 	switch {
-	case how.own || !how.noted.IsZero():
-		s.unindexLater(gone, how.noted)
+	case how.own || !how.indexedAt.IsZero():
+		s.unindexLater(gone, how.indexedAt)
 	case len(gone) == 1:
 		s.unindexUser(ctx, gone[0])
 	default:
@@ -280,7 +280,7 @@ func (s *Service) remove(ctx context.Context, room string, how removal, list []i
 // that the caller knows.
 func (s *Service) kick(ctx context.Context, room, conn, newest string, floor int64) error {
 	fence := max(2*s.options.Lookback, time.Hour)
-	answer, err := s.run(ctx, s.scripts.kick, fencedKeys(room, conn), s.telling(room, floor, conn, fence.Milliseconds(), newest)...)
+	answer, err := s.run(ctx, s.scripts.kick, fencedKeys(room, conn), s.publishArgs(room, floor, conn, fence.Milliseconds(), newest)...)
 	switch {
 	case err != nil:
 		return err
@@ -291,5 +291,5 @@ func (s *Service) kick(ctx context.Context, room, conn, newest string, floor int
 	case answer.verdict() == "missing":
 		return notJoined()
 	}
-	return answer.strange()
+	return answer.unexpected()
 }

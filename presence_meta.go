@@ -8,7 +8,7 @@ import (
 
 // parseMeta reads a value of conn_meta, written by lua/room.lua. Room and Conn stay empty.
 func parseMeta(value string) (Member, bool) {
-	c := cutter{rest: value}
+	c := fieldParser{rest: value}
 	var m Member
 	c.after(`{"epoch":`)
 	m.Epoch = c.number()
@@ -24,25 +24,25 @@ func parseMeta(value string) (Member, bool) {
 	return m, !c.failed && c.rest == ""
 }
 
-// cutter takes apart what the scripts write in a fixed order. After the first part that is not there it has failed.
-type cutter struct {
+// fieldParser takes apart what the scripts write in a fixed order. After the first part that is not there it has failed.
+type fieldParser struct {
 	rest   string
 	failed bool
 }
 
-func (c *cutter) after(prefix string) {
+func (c *fieldParser) after(prefix string) {
 	rest, ok := strings.CutPrefix(c.rest, prefix)
 	c.rest, c.failed = rest, c.failed || !ok
 }
 
 // has skips a part that may be absent.
-func (c *cutter) has(prefix string) bool {
+func (c *fieldParser) has(prefix string) bool {
 	rest, ok := strings.CutPrefix(c.rest, prefix)
 	c.rest = rest
 	return ok
 }
 
-func (c *cutter) number() int64 {
+func (c *fieldParser) number() int64 {
 	end := 0
 	for end < len(c.rest) && '0' <= c.rest[end] && c.rest[end] <= '9' {
 		end++
@@ -53,7 +53,7 @@ func (c *cutter) number() int64 {
 }
 
 // until gives the text before a mark and skips the mark. The mark "}" stands for the last byte.
-func (c *cutter) until(mark string) string {
+func (c *fieldParser) until(mark string) string {
 	at := strings.Index(c.rest, mark)
 	if mark == "}" {
 		at = strings.LastIndexByte(c.rest, '}')
@@ -68,7 +68,7 @@ func (c *cutter) until(mark string) string {
 }
 
 // literal gives the text behind a literal that func literal made.
-func (c *cutter) literal() string {
+func (c *fieldParser) literal() string {
 	end := 1
 	for end < len(c.rest) && c.rest[end] != '"' {
 		if c.rest[end] == '\\' {

@@ -16,10 +16,10 @@ import (
 func TestARedisWithoutMemoryRefusesJoinsAndLetsMembersLeave(t *testing.T) {
 	p := spawnRedis(t, "--maxmemory-policy", "noeviction")
 	rdb := backend{url: p.url}.open(t)
-	for _, unflags := range []bool{false, true} {
-		t.Run(fmt.Sprintf("unflags=%v", unflags), func(t *testing.T) {
+	for _, noScriptFlags := range []bool{false, true} {
+		t.Run(fmt.Sprintf("noScriptFlags=%v", noScriptFlags), func(t *testing.T) {
 			s, room := startService(t, rdb, Options{}), uniqueRoom(t)
-			s.unflags.Store(unflags)
+			s.noScriptFlags.Store(noScriptFlags)
 			m := mustJoin(t, s, room, "ann", "a", `{"n":1}`)
 			mustJoin(t, s, room, "cat", "silent", "{}")
 			mustJoin(t, s, room, "dan", "ahead", "{}")

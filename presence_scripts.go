@@ -136,7 +136,7 @@ type script struct {
 	index          string // the types of the outer indices that it works on; "" = it works on a room
 	holds          bool   // its KEYS are keysWithHeld
 	tells          bool   // its answer may end with what lua/tell.lua adds
-	flagged, plain scriptText
+	redis7, legacy scriptText
 }
 
 type scriptText struct {
@@ -207,7 +207,7 @@ func loadScripts(tell bool) scripts {
 // light gives the digests of the scripts whose work for one call is small whatever the room holds.
 func (s scripts) light() (digests []string) {
 	for _, sc := range []*script{s.join, s.heartbeat, s.patch, s.restore, s.remove, s.hold, s.indexRoom, s.indexUser, s.unindexUser, s.noteRooms, s.places, s.find} {
-		digests = append(digests, sc.flagged.sha, sc.plain.sha)
+		digests = append(digests, sc.redis7.sha, sc.legacy.sha)
 	}
 	return digests
 }
@@ -247,11 +247,11 @@ func luaText(files ...string) string {
 
 func newScript(kind scriptKind, index string, files []string, source string) *script {
 	return &script{
-		name:    files[len(files)-1],
-		index:   index,
-		holds:   slices.Contains(files, "held"),
-		flagged: newScriptText(kind.flags + source),
-		plain:   newScriptText(kind.plain + source),
+		name:   files[len(files)-1],
+		index:  index,
+		holds:  slices.Contains(files, "held"),
+		redis7: newScriptText(kind.flags + source),
+		legacy: newScriptText(kind.plain + source),
 	}
 }
 

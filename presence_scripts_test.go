@@ -126,7 +126,7 @@ func TestLostScriptsAreLoadedOnceUnderLoad(t *testing.T) {
 				var work sync.WaitGroup
 				for i, m := range members {
 					work.Go(func() {
-						_, gone, err := s.remove(t.Context(), m.Room, removal{reason: ReasonLeft, noted: time.Now()}, []incarnation{{conn: m.Conn}})
+						_, gone, err := s.remove(t.Context(), m.Room, removal{reason: ReasonLeft, indexedAt: time.Now()}, []incarnation{{conn: m.Conn}})
 						if err != nil || len(gone) != 1 {
 							t.Errorf("%d left, %v", len(gone), err)
 						}

@@ -36,9 +36,9 @@ func TestEachOperationTellsItsEventsAndKeepsTheIndicesEqual_G6(t *testing.T) {
 	}
 	eachBackend(t, func(t *testing.T, b backend) {
 		s := startService(t, b.open(t), Options{})
-		for name, unflags := range map[string]bool{"with flags": false, "without flags, as before Redis 7": true} {
+		for name, noScriptFlags := range map[string]bool{"with flags": false, "without flags, as before Redis 7": true} {
 			t.Run(name, func(t *testing.T) {
-				s.unflags.Store(unflags)
+				s.noScriptFlags.Store(noScriptFlags)
 				room := uniqueRoom(t)
 				events := record(t, s.rdb, room)
 				told := 0

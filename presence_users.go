@@ -14,15 +14,15 @@ func (s *Service) indexRoom(ctx context.Context, room string, life time.Duration
 }
 
 // note makes sure that the index of its user tells of m, until the next call a lookback later.
-func (s *Service) note(ctx context.Context, m *Member, epoch int64) error {
+func (s *Service) indexIfDue(ctx context.Context, m *Member, epoch int64) error {
 	now := time.Now()
-	if now.Sub(m.noted) < s.options.Lookback {
+	if now.Sub(m.indexedAt) < s.options.Lookback {
 		return nil
 	}
 	if err := s.indexUser(ctx, *m, epoch); err != nil {
 		return err
 	}
-	m.noted = now
+	m.indexedAt = now
 	return nil
 }
 
@@ -35,12 +35,12 @@ func (s *Service) indexUser(ctx context.Context, m Member, epoch int64) error {
 
 // unindexUser forgets where a user was.
 func (s *Service) unindexUser(ctx context.Context, gone Member) {
-	_ = s.unindexPlaces(ctx, gone.User, map[string]departure{userField(gone.Room, gone.Conn): {epoch: gone.Epoch}})
+	_ = s.unindexPlaces(ctx, gone.User, map[string]staleEntry{userField(gone.Room, gone.Conn): {epoch: gone.Epoch}})
 }
 
 // unindexPlaces forgets many at once. The index may hold too much, so a failure is no harm but that who watches the user
 // learns late.
-func (s *Service) unindexPlaces(ctx context.Context, user string, places map[string]departure) error {
+func (s *Service) unindexPlaces(ctx context.Context, user string, places map[string]staleEntry) error {
 	args := make([]any, 0, 1+2*len(places))
 	args = append(args, s.announce)
 	for field, d := range places {
@@ -55,7 +55,7 @@ func (s *Service) unindexPlaces(ctx context.Context, user string, places map[str
 
 const (
 	// How long the places that members left stay in their users' indices.
-	departedPause = 100 * time.Millisecond
+	staleEntriesPause = 100 * time.Millisecond
 
 	// Indices that are tidied at the same time, and for how long at most.
 	departedWorkers = 32
@@ -65,33 +65,33 @@ const (
 	departedAgain = time.Second
 )
 
-// departed are places that members left whom their owner removed: nobody puts those back. They are taken out of their
+// staleEntries are places that members left whom their owner removed: nobody puts those back. They are taken out of their
 // users' indices a little later, many at once, and not at all if the member comes back before.
-type departed struct {
+type staleEntries struct {
 	mu    sync.Mutex
-	users map[string]map[string]departure // by user and field
+	users map[string]map[string]staleEntry // by user and field
 	busy  bool
 }
 
-type departure struct {
-	epoch int64
-	noted time.Time
+type staleEntry struct {
+	epoch     int64
+	indexedAt time.Time
 }
 
-// recall strikes a place to which its member comes back, and tells when the index was told of it. Zero = it is not there.
-func (d *departed) recall(m Member) (noted time.Time) {
+// cancel drops the entry of a member that comes back, and returns when the index was told of it. Zero = it is not there.
+func (d *staleEntries) cancel(m Member) (indexedAt time.Time) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	field := userField(m.Room, m.Conn)
-	noted = d.users[m.User][field].noted
+	indexedAt = d.users[m.User][field].indexedAt
 	if delete(d.users[m.User], field); len(d.users[m.User]) == 0 {
 		delete(d.users, m.User)
 	}
-	return noted
+	return indexedAt
 }
 
 // take hands over all places. There are none when it says that nobody is busy with them any more.
-func (d *departed) take() (users map[string]map[string]departure, busy bool) {
+func (d *staleEntries) takeAll() (users map[string]map[string]staleEntry, busy bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	users, d.users = d.users, nil
@@ -100,49 +100,49 @@ func (d *departed) take() (users map[string]map[string]departure, busy bool) {
 }
 
 // unindexLater forgets in a while where users were.
-func (s *Service) unindexLater(gone []Member, noted time.Time) {
-	s.left.mu.Lock()
-	defer s.left.mu.Unlock()
+func (s *Service) unindexLater(gone []Member, indexedAt time.Time) {
+	s.stale.mu.Lock()
+	defer s.stale.mu.Unlock()
 	for _, m := range gone {
-		if s.left.users == nil {
-			s.left.users = map[string]map[string]departure{}
+		if s.stale.users == nil {
+			s.stale.users = map[string]map[string]staleEntry{}
 		}
-		if s.left.users[m.User] == nil {
-			s.left.users[m.User] = map[string]departure{}
+		if s.stale.users[m.User] == nil {
+			s.stale.users[m.User] = map[string]staleEntry{}
 		}
-		s.left.users[m.User][userField(m.Room, m.Conn)] = departure{m.Epoch, noted}
+		s.stale.users[m.User][userField(m.Room, m.Conn)] = staleEntry{m.Epoch, indexedAt}
 	}
-	if !s.left.busy && len(gone) > 0 && s.ctx.Err() == nil {
-		s.left.busy = true
-		s.keep(s.options.Logger, "index of users", s.tidy, nil)
+	if !s.stale.busy && len(gone) > 0 && s.ctx.Err() == nil {
+		s.stale.busy = true
+		s.keep(s.options.Logger, "index of users", s.dropStale, nil)
 	}
 }
 
-// tidy takes out what members left, until there is nothing more. At the end of the service it does so at once.
-func (s *Service) tidy() {
+// dropStale takes out what members left, until there is nothing more. At the end of the service it does so at once.
+func (s *Service) dropStale() {
 	for {
-		pause(s.ctx, departedPause)
-		users, busy := s.left.take()
+		pause(s.ctx, staleEntriesPause)
+		users, busy := s.stale.takeAll()
 		if !busy {
 			return
 		}
 		if failed := s.unindexAll(users); len(failed) > 0 && s.ctx.Err() == nil {
-			s.left.putBack(failed)
+			s.stale.putBack(failed)
 			pause(s.ctx, departedAgain)
 		}
 	}
 }
 
-// putBack takes places that were perhaps not taken out, unless something newer is known of them. Whoever comes back is noted anew.
-func (d *departed) putBack(users map[string]map[string]departure) {
+// putBack takes places that were perhaps not taken out, unless something newer is known of them. Whoever comes back is indexed anew.
+func (d *staleEntries) putBack(users map[string]map[string]staleEntry) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.users == nil {
-		d.users = map[string]map[string]departure{}
+		d.users = map[string]map[string]staleEntry{}
 	}
 	for user, places := range users {
 		for field, p := range places {
-			places[field] = departure{epoch: p.epoch}
+			places[field] = staleEntry{epoch: p.epoch}
 		}
 		maps.Copy(places, d.users[user])
 		d.users[user] = places
@@ -150,19 +150,19 @@ func (d *departed) putBack(users map[string]map[string]departure) {
 }
 
 // placesOf are the places that members left, by user and field.
-func placesOf(gone []Member) map[string]map[string]departure {
-	users := map[string]map[string]departure{}
+func placesOf(gone []Member) map[string]map[string]staleEntry {
+	users := map[string]map[string]staleEntry{}
 	for _, m := range gone {
 		if users[m.User] == nil {
-			users[m.User] = map[string]departure{}
+			users[m.User] = map[string]staleEntry{}
 		}
-		users[m.User][userField(m.Room, m.Conn)] = departure{epoch: m.Epoch}
+		users[m.User][userField(m.Room, m.Conn)] = staleEntry{epoch: m.Epoch}
 	}
 	return users
 }
 
 // unindexAll gives those back that it could not take out. After a failure it tries no further.
-func (s *Service) unindexAll(users map[string]map[string]departure) (failed map[string]map[string]departure) {
+func (s *Service) unindexAll(users map[string]map[string]staleEntry) (failed map[string]map[string]staleEntry) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(s.ctx), departedTime)
 	defer cancel()
 	var work sync.WaitGroup
@@ -181,7 +181,7 @@ func (s *Service) unindexAll(users map[string]map[string]departure) (failed map[
 			mu.Lock()
 			defer mu.Unlock()
 			if failed == nil {
-				failed = map[string]map[string]departure{}
+				failed = map[string]map[string]staleEntry{}
 			}
 			failed[user] = places
 		})

@@ -83,9 +83,9 @@ func TestTheUserIndexOutlivesAShortAbsence(t *testing.T) {
 		s, room := startService(t, rdb, Options{}), uniqueRoom(t)
 		user := "user of " + room
 		m := mustJoin(t, s, room, user, "a", `{}`)
-		s.left.busy = true // the test tidies
+		s.stale.busy = true // the test tidies
 		for range 3 {
-			own := removal{reason: ReasonLeft, noted: m.noted}
+			own := removal{reason: ReasonLeft, indexedAt: m.indexedAt}
 			if _, gone, err := s.remove(t.Context(), room, own, []incarnation{{"a", m.Epoch}}); err != nil || len(gone) != 1 {
 				t.Fatalf("removed %v, %v", gone, err)
 			}
@@ -98,7 +98,7 @@ func TestTheUserIndexOutlivesAShortAbsence(t *testing.T) {
 				t.Errorf("a join right after a leave was %d scripts, want its own only", rdb.count())
 			}
 		}
-		users, busy := s.left.take()
+		users, busy := s.stale.takeAll()
 		s.unindexAll(users)
 		if index := rdb.HGetAll(t.Context(), userKey(user)).Val(); len(index) != 1 {
 			t.Errorf("the user is in a room, and the index has %v", index)
@@ -106,7 +106,7 @@ func TestTheUserIndexOutlivesAShortAbsence(t *testing.T) {
 		if busy {
 			t.Error("there is something to tidy")
 		}
-		own := removal{reason: ReasonLeft, noted: m.noted}
+		own := removal{reason: ReasonLeft, indexedAt: m.indexedAt}
 		if _, _, err := s.remove(t.Context(), room, own, []incarnation{{"a", m.Epoch}}); err != nil {
 			t.Fatal(err)
 		}
@@ -121,7 +121,7 @@ func TestStopTidiesTheUserIndices(t *testing.T) {
 	s, room := startService(t, rdb, Options{}), uniqueRoom(t)
 	for _, user := range []string{"ann", "bob"} {
 		m := mustJoin(t, s, room, user, "c-"+user, `{}`)
-		if _, _, err := s.remove(t.Context(), room, removal{reason: ReasonLeft, noted: m.noted}, []incarnation{{m.Conn, m.Epoch}}); err != nil {
+		if _, _, err := s.remove(t.Context(), room, removal{reason: ReasonLeft, indexedAt: m.indexedAt}, []incarnation{{m.Conn, m.Epoch}}); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -31,21 +31,21 @@ const (
 // reaper removes connections that have been silent for longer than the lookback, and those of nodes whose lease is over. Any
 // number of reapers share the work: rooms and nodes are claimed, and each removal is decided again inside its script.
 //
-// Outages cull nobody, nor does a Redis that answers and refuses writes: see judge.
+// Nobody is removed for an outage, nor while a Redis answers and refuses writes: see contactTracker.
 type reaper struct {
 	service  *Service
-	silence  *judge      // of connections
-	loss     *judge      // of nodes
-	fellBack atomic.Bool // Redis' clock, since the last pass
-	probed   sync.Map    // addresses of masters
+	contact  *contactTracker // of connections
+	loss     *contactTracker // of nodes
+	fellBack atomic.Bool     // Redis' clock, since the last pass
+	probed   sync.Map        // addresses of masters
 }
 
 func newReaper(s *Service) *reaper {
 	o := s.options
 	return &reaper{
 		service: s,
-		silence: newJudge(o.TTL, o.TTL/2),
-		loss:    newJudge(o.NodeLease, o.NodeLease/3),
+		contact: newContactTracker(o.TTL, o.TTL/2),
+		loss:    newContactTracker(o.NodeLease, o.NodeLease/3),
 	}
 }
 
@@ -102,7 +102,7 @@ func (r *reaper) claim(ctx context.Context, all bool) (claim string, rooms []cla
 	defer cancel()
 	latest := ""
 	if all {
-		latest = strconv.FormatInt(max(r.service.options.Lookback, claimLease).Milliseconds()+r.patience(), 10)
+		latest = strconv.FormatInt(max(r.service.options.Lookback, claimLease).Milliseconds()+r.answerWithin(), 10)
 	}
 	answer, err := r.service.run(ctx, r.service.scripts.claimRooms, []string{activeRoomsKey}, claimLease.Milliseconds(), claimBatch, latest)
 	if err != nil {
@@ -166,7 +166,7 @@ func (r *reaper) reap(ctx context.Context, room string, wasEmpty bool) (next str
 		if err != nil {
 			return "", err
 		}
-		gone, err := r.cull(ctx, room, found)
+		gone, err := r.removeSilent(ctx, room, found)
 		if err != nil {
 			return "", err
 		}
@@ -177,18 +177,18 @@ func (r *reaper) reap(ctx context.Context, room string, wasEmpty bool) (next str
 }
 
 // silence is what a reaper finds in a room.
-type silence struct {
-	now     int64 // milliseconds, Redis' clock
-	oldest  int64 // heartbeat of the most silent connection, 0 = the room is empty
-	list    []incarnation
-	more    bool // it is to be asked again at once
-	trusted bool // contact was long enough to judge by this
-	holds   bool // it was for those that are held back: nothing can be heard of them, but the clock may have been set
+type overdueScan struct {
+	now          int64 // milliseconds, Redis' clock
+	oldest       int64 // heartbeat of the most silent connection, 0 = the room is empty
+	list         []incarnation
+	more         bool // it is to be asked again at once
+	trusted      bool // contact was long enough to judge by this
+	holdsTrusted bool // it was for those that are held back: nothing can be heard of them, but the clock may have been set
 }
 
 // look runs a script that only reads a room, with Redis' TIME first in its answer. It tells for how long contact with the
 // room's master has lasted.
-func (r *reaper) look(ctx context.Context, j *judge, sc *script, room string, args ...any) (answer reply, lasted time.Duration, err error) {
+func (r *reaper) look(ctx context.Context, j *contactTracker, sc *script, room string, args ...any) (answer reply, lasted time.Duration, err error) {
 	master, err := r.masterOf(ctx, keysOf(room).meta())
 	if err != nil {
 		return nil, 0, err
@@ -203,29 +203,29 @@ func (r *reaper) look(ctx context.Context, j *judge, sc *script, room string, ar
 	return answer, lasted, nil
 }
 
-func (r *reaper) overdue(ctx context.Context, room string) (silence, error) {
+func (r *reaper) overdue(ctx context.Context, room string) (overdueScan, error) {
 	s := r.service
-	answer, lasted, err := r.look(ctx, r.silence, s.scripts.overdue, room, s.options.Lookback.Milliseconds(), removeBatch)
+	answer, lasted, err := r.look(ctx, r.contact, s.scripts.overdue, room, s.options.Lookback.Milliseconds(), removeBatch)
 	if err != nil {
-		return silence{}, err
+		return overdueScan{}, err
 	}
-	found := silence{now: answer.int(0), oldest: int64(answer.float(1)), trusted: lasted >= r.silence.need,
+	found := overdueScan{now: answer.int(0), oldest: int64(answer.float(1)), trusted: lasted >= r.contact.need,
 		more: answer.text(2) == "more"}
-	found.holds = s.options.Grace > 0 && lasted >= s.options.Grace
+	found.holdsTrusted = s.options.Grace > 0 && lasted >= s.options.Grace
 	for i := 3; i < len(answer); i++ {
 		found.list = append(found.list, incarnation{conn: answer.text(i)})
 	}
 	return found, nil
 }
 
-// cull removes who is still overdue when the script runs. One that waited in a stopped Redis does nothing: its clients'
+// removeSilent removes who is still overdue when the script runs. One that waited in a stopped Redis does nothing: its clients'
 // heartbeats wait there as well.
-func (r *reaper) cull(ctx context.Context, room string, found silence) (gone int, err error) {
-	if len(found.list) == 0 || !found.trusted && !found.holds {
+func (r *reaper) removeSilent(ctx context.Context, room string, found overdueScan) (gone int, err error) {
+	if len(found.list) == 0 || !found.trusted && !found.holdsTrusted {
 		return 0, nil
 	}
 	o := r.service.options
-	how := removal{reason: ReasonTimeout, silent: o.Lookback, notAfter: found.now + r.patience()}
+	how := removal{reason: ReasonTimeout, silent: o.Lookback, notAfter: found.now + r.answerWithin()}
 	if !found.trusted {
 		how.node = heldNode
 	}
@@ -238,13 +238,13 @@ func (r *reaper) cull(ctx context.Context, room string, found silence) (gone int
 }
 
 // patience is how long, in milliseconds, a removal may wait for Redis, and a room for another try.
-func (r *reaper) patience() int64 {
+func (r *reaper) answerWithin() int64 {
 	return max(r.service.options.ReaperInterval, time.Second).Milliseconds()
 }
 
 // next is the score of a room in the index. An empty room leaves the index only when its entry has stayed for a lookback
 // as a reaper left it: every join that begins meanwhile changes it.
-func (r *reaper) next(found silence, wasEmpty bool) string {
+func (r *reaper) next(found overdueScan, wasEmpty bool) string {
 	lookback := r.service.options.Lookback.Milliseconds()
 	switch due := found.oldest + lookback; {
 	case found.oldest == 0 && wasEmpty:
@@ -256,6 +256,6 @@ func (r *reaper) next(found silence, wasEmpty bool) string {
 	case !found.trusted:
 		return strconv.FormatInt(found.now+unjudgedPause.Milliseconds(), 10)
 	default:
-		return strconv.FormatInt(found.now+r.patience(), 10)
+		return strconv.FormatInt(found.now+r.answerWithin(), 10)
 	}
 }

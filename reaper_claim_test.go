@@ -197,7 +197,7 @@ func TestRoomsWithoutAnAnswerStayClaimed(t *testing.T) {
 	b.mini.SetTime(start.Add(lookback + time.Second + claimLease + time.Millisecond))
 	mustPass(t, s)
 	if len(mustRead(t, s, room).Entries) != 0 {
-		t.Error("the member was not culled once Redis answered")
+		t.Error("the member was not removed once Redis answered")
 	}
 }
 

@@ -31,11 +31,11 @@ const (
 // errNoSlots is why a master gets no probes any more.
 var errNoSlots = errors.New("no room is in the slots of this master")
 
-// judge knows since when Redis has taken the writes that refresh members, by master. Only after a while of unbroken contact
+// contactTracker knows since when Redis has taken the writes that refresh members, by master. Only after a while of unbroken contact
 // has everybody who lives had the time to be heard of, with a clock of Redis that went like ours.
 //
 // A master that answers and refuses writes is no contact. Neither is an answer to a call that only reads.
-type judge struct {
+type contactTracker struct {
 	need     time.Duration
 	patience time.Duration // an answer that takes longer, or a silence of more than this and the period, breaks the contact
 
@@ -50,13 +50,13 @@ type contact struct {
 	server    string // names the process of Redis, "" if that is not known
 }
 
-func newJudge(need, patience time.Duration) *judge {
-	return &judge{need: need, patience: min(patience, time.Second), contacts: map[string]contact{}}
+func newContactTracker(need, patience time.Duration) *contactTracker {
+	return &contactTracker{need: need, patience: min(patience, time.Second), contacts: map[string]contact{}}
 }
 
 // wrote takes the answer of a master to a write that began at a time. It tells for how long the contact has lasted, and by
 // how much Redis' clock was set since the answer before.
-func (j *judge) wrote(master string, began time.Time, clock int64, server string) (lasted, step time.Duration) {
+func (j *contactTracker) wrote(master string, began time.Time, clock int64, server string) (lasted, step time.Duration) {
 	now := time.Now()
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -70,7 +70,7 @@ func (j *judge) wrote(master string, began time.Time, clock int64, server string
 }
 
 // read takes the answer of a master to a call that wrote nothing. It can break the contact, and does not extend it.
-func (j *judge) read(master string, began time.Time, clock int64) (lasted, step time.Duration) {
+func (j *contactTracker) read(master string, began time.Time, clock int64) (lasted, step time.Duration) {
 	now := time.Now()
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -87,7 +87,7 @@ func (j *judge) read(master string, began time.Time, clock int64) (lasted, step 
 }
 
 // breaks tells whether an answer shows that the contact was not whole. A contact that is not known has no meaning here.
-func (j *judge) breaks(c contact, began, now time.Time, clock int64) (broken bool, step time.Duration) {
+func (j *contactTracker) breaks(c contact, began, now time.Time, clock int64) (broken bool, step time.Duration) {
 	if c.at.IsZero() {
 		return false, 0
 	}
@@ -97,7 +97,7 @@ func (j *judge) breaks(c contact, began, now time.Time, clock int64) (broken boo
 }
 
 // lost ends the contact with a master.
-func (j *judge) lost(master string) {
+func (j *contactTracker) lost(master string) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	delete(j.contacts, master)
@@ -116,7 +116,7 @@ func (r *reaper) masterOf(ctx context.Context, key string) (address string, err 
 
 // lostContact ends the contact with a master for both judges.
 func (r *reaper) lostContact(master string) {
-	r.silence.lost(master)
+	r.contact.lost(master)
 	r.loss.lost(master)
 }
 
@@ -156,14 +156,14 @@ func (r *reaper) probe(ctx context.Context, t probeTarget) (clock int64, trusted
 	began := time.Now()
 	answer, err := r.service.call(ctx, r.service.scripts.probe, t.keys, nil)
 	if err == nil && answer.int(0) == 0 {
-		err = answer.strange()
+		err = answer.unexpected()
 	}
 	if err != nil {
 		r.lostContact(t.contact)
 		return 0, false, err
 	}
 	clock = answer.int(0)
-	_, step := r.silence.wrote(t.contact, began, clock, answer.text(1))
+	_, step := r.contact.wrote(t.contact, began, clock, answer.text(1))
 	r.stepped(step)
 	lasted, _ := r.loss.wrote(t.contact, began, clock, answer.text(1))
 	return clock, lasted >= r.loss.need, nil
@@ -214,7 +214,7 @@ func (r *reaper) keepProbing(target func(context.Context) (probeTarget, error)) 
 		if err == nil {
 			_, _, err = r.probe(ctx, t)
 		}
-		wait := min(contactPeriod, r.silence.need/3, r.loss.need/3)
+		wait := min(contactPeriod, r.contact.need/3, r.loss.need/3)
 		if err != nil {
 			wait = min(wait, contactRetry)
 		}

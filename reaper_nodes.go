@@ -29,7 +29,7 @@ func (r *reaper) passNodes(ctx context.Context) error {
 		return err
 	}
 	for i := range answer {
-		err = errors.Join(err, r.bury(ctx, answer.text(i)))
+		err = errors.Join(err, r.removeNode(ctx, answer.text(i)))
 	}
 	return err
 }
@@ -37,8 +37,8 @@ func (r *reaper) passNodes(ctx context.Context) error {
 // Rooms of a lost node that are read in one step.
 const nodeRoomsPart = 500
 
-// bury removes all connections of a lost node. When some cannot be removed now, the node is claimed again later.
-func (r *reaper) bury(ctx context.Context, node string) error {
+// removeNode removes all connections of a lost node. When some cannot be removed now, the node is claimed again later.
+func (r *reaper) removeNode(ctx context.Context, node string) error {
 	s := r.service
 	s.options.Logger.Warn("a node is lost", "node", node)
 	if err := s.tellOfLoss(ctx); err != nil {
@@ -68,7 +68,7 @@ func (r *reaper) evictFrom(ctx context.Context, pairs []string, node string) err
 	}
 	var failed atomic.Pointer[error]
 	each(rooms, func(room *string) {
-		if err := r.evict(ctx, *room, node); err != nil {
+		if err := r.removeFromRoom(ctx, *room, node); err != nil {
 			failed.Store(&err)
 		}
 	})
@@ -78,9 +78,9 @@ func (r *reaper) evictFrom(ctx context.Context, pairs []string, node string) err
 	return nil
 }
 
-// evict removes the connections of a lost node from a room. It goes through the room until it finds none: a join that was
+// removeFromRoom removes the connections of a lost node from a room. It goes through the room until it finds none: a join that was
 // on its way when the node died may have come meanwhile.
-func (r *reaper) evict(ctx context.Context, room, node string) error {
+func (r *reaper) removeFromRoom(ctx context.Context, room, node string) error {
 	removed := 0
 	for {
 		found, gone, err := r.sweep(ctx, room, node)
@@ -110,7 +110,7 @@ func (r *reaper) sweep(ctx context.Context, room, node string) (found, gone int,
 			return found, gone, errNoContact
 		}
 		found += len(part.list)
-		how := removal{reason: ReasonNodeLost, node: node, notAfter: part.now + r.patience()}
+		how := removal{reason: ReasonNodeLost, node: node, notAfter: part.now + r.answerWithin()}
 		for list := range slices.Chunk(part.list, removeBatch) {
 			_, left, err := r.service.remove(ctx, room, how, list)
 			r.refused(ctx, room, err)
@@ -126,13 +126,13 @@ func (r *reaper) sweep(ctx context.Context, room, node string) (found, gone int,
 }
 
 // owned finds the connections of a node in a part of a room.
-func (r *reaper) owned(ctx context.Context, room, node, cursor string) (part silence, next string, err error) {
+func (r *reaper) owned(ctx context.Context, room, node, cursor string) (part overdueScan, next string, err error) {
 	s := r.service
 	answer, lasted, err := r.look(ctx, r.loss, s.scripts.owned, room, node, cursor, s.partOfRoom())
 	if err != nil {
-		return silence{}, "", err
+		return overdueScan{}, "", err
 	}
-	part = silence{now: answer.int(0), trusted: lasted >= r.loss.need}
+	part = overdueScan{now: answer.int(0), trusted: lasted >= r.loss.need}
 	for i := 2; i+1 < len(answer); i += 2 {
 		part.list = append(part.list, incarnation{answer.text(i), answer.int(i + 1)})
 	}

@@ -52,7 +52,7 @@ func logSlowScripts(t testing.TB, rdb redis.UniversalClient, s *Service) {
 	t.Helper()
 	known := map[string]string{}
 	for _, sc := range s.scripts.all() {
-		known[sc.flagged.sha] = sc.name
+		known[sc.redis7.sha] = sc.name
 	}
 	names, longest := map[string]int{}, time.Duration(0)
 	for _, l := range slowScripts(t, rdb) {

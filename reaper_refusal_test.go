@@ -110,7 +110,7 @@ func startStableRoom(t *testing.T, services [2]*Service) *stableRoom {
 // hasJudges tells whether the reaper of a service may judge everybody.
 func (s *Service) hasJudges() bool {
 	r := s.reaper.Load()
-	for _, j := range []*judge{r.silence, r.loss} {
+	for _, j := range []*contactTracker{r.contact, r.loss} {
 		j.mu.Lock()
 		n := 0
 		for _, c := range j.contacts {
@@ -230,8 +230,8 @@ func TestAProbeLeavesNothingBehind(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			for _, unflags := range []bool{false, true} {
-				s.unflags.Store(unflags)
+			for _, noScriptFlags := range []bool{false, true} {
+				s.noScriptFlags.Store(noScriptFlags)
 				for _, target := range []probeTarget{{"", probeKeys(probeRoom(0))}, lease} {
 					if _, _, err := r.probe(t.Context(), target); err != nil {
 						t.Errorf("%s: %v", target.contact, err)

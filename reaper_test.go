@@ -26,7 +26,7 @@ func clockedService(t testing.TB, o Options) (s *Service, moveTo func(since time
 // newTrustingReaper is a reaper that judges without having been in contact.
 func newTrustingReaper(s *Service) *reaper {
 	r := newReaper(s)
-	r.silence.need, r.loss.need = 0, 0
+	r.contact.need, r.loss.need = 0, 0
 	return r
 }
 
@@ -112,7 +112,7 @@ func TestAMemberThatHeartbeatsIsNotCulled(t *testing.T) {
 			if _, err := s.Join(t.Context(), room, "bob", silent, nil); err != nil {
 				t.Fatal(err)
 			}
-			eventually(t, 10*time.Second, silent+" is culled", func() bool {
+			eventually(t, 10*time.Second, silent+" is removed", func() bool {
 				if _, _, err := s.Heartbeat(t.Context(), room, "alive", nil, joined.Epoch); err != nil {
 					t.Fatal(err)
 				}
@@ -121,7 +121,7 @@ func TestAMemberThatHeartbeatsIsNotCulled(t *testing.T) {
 		}
 		for _, m := range events.upTo(t, s, room) {
 			if m.ConnID == "alive" && m.Type == EventLeave {
-				t.Error("the living member was culled")
+				t.Error("the living member was removed")
 			}
 		}
 	})
@@ -144,7 +144,7 @@ func TestARemovalThatWaitedDoesNothing(t *testing.T) {
 				t.Fatalf("overdue are %v, %v", found.list, err)
 			}
 			moveTo(lookback + c.waited)
-			if gone, err := r.cull(t.Context(), room, found); err != nil || gone != c.gone {
+			if gone, err := r.removeSilent(t.Context(), room, found); err != nil || gone != c.gone {
 				t.Errorf("%d were removed, %v, want %d", gone, err, c.gone)
 			}
 			if next, err := strconv.ParseFloat(r.next(found, false), 64); err != nil || int64(next) <= found.now {
@@ -167,7 +167,7 @@ func TestAMemberThatIsHeardOfAtTheLastMomentStays(t *testing.T) {
 	if _, _, err := s.heartbeat(t.Context(), &m, nil, 0); err != nil {
 		t.Fatal(err)
 	}
-	if gone, err := r.cull(t.Context(), room, found); err != nil || gone != 0 {
+	if gone, err := r.removeSilent(t.Context(), room, found); err != nil || gone != 0 {
 		t.Errorf("%d were removed, %v, want none", gone, err)
 	}
 	assertAgree(t, s, room)
@@ -258,7 +258,7 @@ func TestAJudgeWantsUnbrokenContact(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				j, offset := newJudge(need, patience), time.Duration(0)
+				j, offset := newContactTracker(need, patience), time.Duration(0)
 				lasted, _ := j.wrote("master", time.Now(), time.Now().UnixMilli(), "")
 				for _, a := range c.before {
 					<-time.After(a.after)

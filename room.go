@@ -27,34 +27,34 @@ type room struct {
 	// Guarded by hub.mu.
 	members    int // local members, and those on their way in
 	emptySince time.Time
-	indexedAt  time.Time     // when the room was written into the reaper's index for them, zero = not yet
-	indexing   turn[ofToken] // who has it may write the index
+	indexedAt  time.Time              // when the room was written into the reaper's index for them, zero = not yet
+	indexing   operationLock[ofToken] // who has it may write the index
 
-	mu        mutex[ofRoom]
-	replica   replica
-	loaded    chan struct{} // closed once the replica is there
-	loadOnce  sync.Once
-	readAt    time.Time
-	reading   bool
-	readAgain bool
-	distrust  bool      // readAgain because messages may be lost
-	doubt     bool      // messages may be lost: the read tells what they told
-	returned  int64     // what compare was given last
-	comparing bool      // a timer looks at a difference
-	pending   []message // came while the room was read
-	touched   bool      // the hub will settle this room
-	listeners listeners
-	waiters   []*waiter
-	view      *view                  // of the last answers, nil = none
-	owned     map[string]*membership // the members that this node put in, by connection
-	repair    repair
+	mu           mutex[ofRoom]
+	replica      replica
+	loaded       chan struct{} // closed once the replica is there
+	loadOnce     sync.Once
+	readAt       time.Time
+	reading      bool
+	readAgain    bool
+	readMayMiss  bool      // readAgain because messages may be lost
+	gapSuspected bool      // messages may be lost: the read tells what they told
+	returned     int64     // what compare was given last
+	comparing    bool      // a timer looks at a difference
+	pending      []message // came while the room was read
+	touched      bool      // the hub will settle this room
+	listeners    listeners
+	waiters      []*waiter
+	view         *view                  // of the last answers, nil = none
+	owned        map[string]*membership // the members that this node put in, by connection
+	repair       repair
 
 	freshFirst int       // members on the first page of a large room that freshen asked for last
 	freshAt    time.Time // and when
 }
 
 func newRoom(h *hub, id string) *room {
-	r := &room{id: id, hub: h, loaded: make(chan struct{}), indexing: newTurn[ofToken](), emptySince: time.Now(),
+	r := &room{id: id, hub: h, loaded: make(chan struct{}), indexing: newOperationLock[ofToken](), emptySince: time.Now(),
 		owned: map[string]*membership{}}
 	r.replica = newReplica(id)
 	r.listeners.room = r
@@ -63,7 +63,7 @@ func newRoom(h *hub, id string) *room {
 }
 
 // index calls write, unless that has succeeded lately and the node has had a member in the room since. Lately, because the
-// reaper forgets a room that it found empty for a lookback, members here whom it culled or not. One call holds the others
+// reaper forgets a room that it found empty for a lookback, whether it removed members of this node or not. One call holds the others
 // back, so that none is in the room before its index entry.
 func (r *room) index(ctx context.Context, write func(context.Context) error) error {
 	if err := r.indexing.LockBefore(ctx); err != nil {
@@ -205,12 +205,12 @@ func (r *room) receive(m message) {
 	case r.replica.precedes(m), r.beginsAnew(m):
 		r.apply(m.Event)
 	case m.Rev <= r.replica.stored:
-		r.overtake(m)
+		r.dropStale(m)
 	default:
 		r.hub.metrics.gap()
 		r.hub.log.Info("messages of a room were lost", "room", r.id, "have", r.replica.stored, "prev", m.prev, "rev", m.Rev)
 		if m.prev < r.replica.stored {
-			r.missData()
+			r.onDataLoss()
 		}
 		r.keep(m)
 		r.reread()
@@ -219,7 +219,7 @@ func (r *room) receive(m message) {
 
 func (r *room) keep(m message) {
 	if len(r.pending) == maxPending {
-		r.pending, r.readAgain, r.distrust = nil, true, true
+		r.pending, r.readAgain, r.readMayMiss = nil, true, true
 	}
 	r.pending = append(r.pending, m)
 }
@@ -239,8 +239,8 @@ func (r *room) apply(e Event) {
 			r.replica.takeBack(stored, c)
 		}
 	}()
-	c.UserConns = r.replica.users[e.UserID] // Redis does not count those who are spared here
-	delete(r.repair.spared, e.ConnID)
+	c.UserConns = r.replica.users[e.UserID] // Redis does not count those who are kept here
+	delete(r.repair.keptMissing, e.ConnID)
 	r.listeners.tell(c)
 	told = true
 	if m := r.owned[e.ConnID]; m != nil && e.Reason == ReasonKicked {
@@ -272,5 +272,5 @@ func (r *room) compare(rev int64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.returned = rev
-	r.doubtLater()
+	r.suspectGapLater()
 }

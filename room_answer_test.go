@@ -346,7 +346,7 @@ func heldUp(t *testing.T, members, clients int) (longest, other time.Duration) {
 	defer h.close()
 	r := h.acquire("r")
 	for _, e := range source.stored.Entries {
-		r.own(e.ConnID, &membership{room: r, mu: newTurn[ofMembership](), silentAt: time.Now().Add(time.Hour), Member: Member{Conn: e.ConnID, Epoch: e.Epoch, Rev: e.Rev}})
+		r.own(e.ConnID, &membership{room: r, mu: newOperationLock[ofMembership](), expiresAt: time.Now().Add(time.Hour), Member: Member{Conn: e.ConnID, Epoch: e.Epoch, Rev: e.Rev}})
 	}
 	for _, room := range []*room{r, h.acquire("calm")} {
 		h.subscribed(room.id)

@@ -29,7 +29,7 @@ func (r *room) tellAll(stored int64, changes []change) {
 	for _, c := range changes {
 		r.listeners.tell(c)
 		if m := r.owned[c.ConnID]; c.Type == EventLeave && m != nil && m.isOver() { // kicked, and the message was lost
-			r.listeners.expel(c.Event)
+			r.listeners.tellRemoved(c.Event)
 		}
 		told++
 	}

@@ -44,7 +44,7 @@ func (l *listeners) tellCollected() {
 
 // catchUp tells a receiver what was collected for it, because it is going to be told the room as it is now.
 func (l *listeners) catchUp(to receiver) {
-	s, here := l.seats[to]
+	s, here := l.subscriptions[to]
 	if !here || s.mode() != modeAll || l.collected.empty() {
 		return
 	}

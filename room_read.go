@@ -11,7 +11,7 @@ import (
 
 // doubtLater looks after a while at a difference between the replica and what was returned. In a busy room there is always
 // one, and only one that the replica has not overcome by then counts. r.mu is held.
-func (r *room) doubtLater() {
+func (r *room) suspectGapLater() {
 	rev, had := r.returned, r.replica.stored
 	if rev == had || r.comparing {
 		return
@@ -25,14 +25,14 @@ func (r *room) doubtLater() {
 		case r.replica.stored < rev, r.replica.stored == had && r.returned != had:
 			r.reread()
 		case r.replica.stored < r.returned:
-			r.doubtLater()
+			r.suspectGapLater()
 		}
 	})
 }
 
 // reread has the room read because messages may be lost. r.mu is held.
 func (r *room) reread() {
-	r.doubt, r.distrust = true, true
+	r.gapSuspected, r.readMayMiss = true, true
 	r.look()
 }
 
@@ -164,7 +164,7 @@ func (r *room) compareWith(s Snapshot) compared {
 func (r *room) beginRead() (known int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.readAgain, r.distrust = false, false
+	r.readAgain, r.readMayMiss = false, false
 	r.repair.readBegan = time.Now()
 	return len(r.pending)
 }
@@ -182,10 +182,10 @@ func (r *room) adopt(s Snapshot, known int, found compared) bool {
 	for _, m := range r.pending { // which may be applied before the reading is
 		found.differ[m.ConnID] = true
 	}
-	r.doubt = !r.applyPending() || r.doubt
+	r.gapSuspected = !r.applyPending() || r.gapSuspected
 	known -= kept - len(r.pending)
 	overtaken := had <= s.Rev && s.Rev < r.replica.stored
-	onTheirWay := r.replica.stored < s.Rev && !r.doubt
+	onTheirWay := r.replica.stored < s.Rev && !r.gapSuspected
 	switch {
 	case overtaken || onTheirWay && found.first == nil:
 		r.replica.hear(found.comparison)
@@ -205,14 +205,14 @@ func (r *room) adopt(s Snapshot, known int, found compared) bool {
 	r.loadOnce.Do(func() { close(r.loaded) })
 	known = min(max(known, 0), len(r.pending))
 	for _, m := range r.pending[:known] {
-		r.overtake(m)
+		r.dropStale(m)
 	}
 	r.pending = r.pending[known:]
-	r.doubt = !r.applyPending() || r.distrust
+	r.gapSuspected = !r.applyPending() || r.readMayMiss
 	r.checkLater()
 	r.listeners.settle()
 	r.answer()
-	r.reading = r.doubt || r.readAgain // the last step: a read that panics is repeated by who began it
+	r.reading = r.gapSuspected || r.readAgain // the last step: a read that panics is repeated by who began it
 	return !r.reading
 }
 
@@ -235,7 +235,7 @@ func (r *room) applyPending() bool {
 			r.pending = r.pending[i:]
 			return false
 		default:
-			r.overtake(m)
+			r.dropStale(m)
 		}
 	}
 	r.pending = nil

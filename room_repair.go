@@ -22,15 +22,15 @@ const (
 // repair is what a room knows of losses of data in Redis. The room's lock guards it.
 //
 // Members of other nodes, and those of this one whose first join is at work, that a reading does not find after a loss may be
-// about to be put back. They are spared: kept, and told as gone when they are still missing lossPatience after the loss was
+// about to be put back. They are kept, and told as gone when they are still missing lossPatience after the loss was
 // noticed. Each has its own deadline, which no later sign of a loss prolongs.
 type repair struct {
-	signs     lossSigns            // of the last reading
-	readBegan time.Time            // when the last reading began
-	heldUntil time.Time            // who is first found missing until then is spared
-	spared    map[string]time.Time // connections that were not found, or only as an older copy; until when they are kept
-	missing   map[string]bool      // members of this node that the last reading did not find
-	checking  bool                 // a timer is going to have the room read for those who are spared
+	signs       lossSigns            // of the last reading
+	readBegan   time.Time            // when the last reading began
+	heldUntil   time.Time            // who is first found missing until then is kept
+	keptMissing map[string]time.Time // connections that were not found, or only as an older copy; until when they are kept
+	missing     map[string]bool      // members of this node that the last reading did not find
+	checking    bool                 // a timer is going to have the room read for those who are kept
 }
 
 // missingIn gives the members of this node that are not in what was read, or only as an older copy.
@@ -80,9 +80,9 @@ func (r *room) examine(s Snapshot, missing []string) {
 	}
 	switch {
 	case s.Rev < had, isAnother(s.loss.server, before.server), had > 0 && s.loss.origin > had:
-		r.missData()
+		r.onDataLoss()
 	case had > 0 && s.loss.lostSince(before):
-		r.hold()
+		r.keepMissing()
 		r.healOwn()
 	}
 	r.lookForOwn(s, missing)
@@ -102,7 +102,7 @@ func (r *room) lookForOwn(s Snapshot, missing []string) {
 		}
 		r.repair.missing[conn] = true
 		if !before[conn] {
-			r.hold()
+			r.keepMissing()
 		}
 	}
 	if len(r.repair.missing) > 0 {
@@ -110,10 +110,10 @@ func (r *room) lookForOwn(s Snapshot, missing []string) {
 	}
 }
 
-// missData notes that Redis has lost data of the room, and so perhaps of others. r.mu is held.
-func (r *room) missData() {
+// onDataLoss notes that Redis has lost data of the room, and so perhaps of others. r.mu is held.
+func (r *room) onDataLoss() {
 	r.hub.log.Debug("Redis has lost data of a room", "room", r.id)
-	r.hold()
+	r.keepMissing()
 	if r.hub.loss != nil {
 		r.hub.loss.lostData()
 	}
@@ -126,8 +126,8 @@ func (r *room) healOwn() {
 	}
 }
 
-// hold has members spared that a reading does not find from now on. r.mu is held.
-func (r *room) hold() {
+// keepMissing has members kept that a reading does not find from now on. r.mu is held.
+func (r *room) keepMissing() {
 	now := time.Now()
 	r.repair.heldUntil = now.Add(lossPatience)
 	r.hub.missedAt.Store(&now)
@@ -135,7 +135,7 @@ func (r *room) hold() {
 
 // holds tells whether the room may have members that Redis does not have. r.mu is held.
 func (r *room) holds() bool {
-	return len(r.repair.spared) > 0 || time.Now().Before(r.repair.heldUntil)
+	return len(r.repair.keptMissing) > 0 || time.Now().Before(r.repair.heldUntil)
 }
 
 // check has the room read.
@@ -145,13 +145,13 @@ func (r *room) check() {
 	r.reread()
 }
 
-// checkLater has the room read when the first of those who are spared is due. r.mu is held.
+// checkLater has the room read when the first of those who are kept is due. r.mu is held.
 func (r *room) checkLater() {
-	if r.repair.checking || len(r.repair.spared) == 0 {
+	if r.repair.checking || len(r.repair.keptMissing) == 0 {
 		return
 	}
 	r.repair.checking = true
-	due := slices.MinFunc(slices.Collect(maps.Values(r.repair.spared)), time.Time.Compare)
+	due := slices.MinFunc(slices.Collect(maps.Values(r.repair.keptMissing)), time.Time.Compare)
 	r.after(max(time.Until(due), checkPause), func() {
 		r.mu.Lock()
 		defer r.mu.Unlock()
@@ -169,8 +169,8 @@ func (r *room) known() (rev int64, signs lossSigns) {
 
 // sparer tells of each member that was not found in s, or only as an older copy, whether it stays. r.mu is held.
 func (r *room) sparer(s Snapshot) func(Entry) bool {
-	before := r.repair.spared
-	r.repair.spared = nil
+	before := r.repair.keptMissing
+	r.repair.keptMissing = nil
 	same := s.Rev == r.replica.stored // no change was missed, so who is missing was lost
 	return func(e Entry) bool {
 		if m := r.owned[e.ConnID]; m != nil && !m.entering() {
@@ -179,7 +179,7 @@ func (r *room) sparer(s Snapshot) func(Entry) bool {
 		until, already := before[e.ConnID]
 		if !already {
 			if same {
-				r.hold()
+				r.keepMissing()
 				r.healOwn()
 			}
 			until = r.repair.heldUntil
@@ -187,30 +187,30 @@ func (r *room) sparer(s Snapshot) func(Entry) bool {
 		if !until.After(r.repair.readBegan) {
 			return false
 		}
-		if r.repair.spared == nil {
-			r.repair.spared = map[string]time.Time{}
+		if r.repair.keptMissing == nil {
+			r.repair.keptMissing = map[string]time.Time{}
 		}
-		r.repair.spared[e.ConnID] = until
+		r.repair.keptMissing[e.ConnID] = until
 		return true
 	}
 }
 
 // tellGone ends the sparing of those who are in what was read, and tells that those have left whose time is over. r.mu is held.
 func (r *room) tellGone(s Snapshot) {
-	for conn, until := range r.repair.spared {
+	for conn, until := range r.repair.keptMissing {
 		now, found := s.entry(conn)
 		e, there := r.replica.entries.get(conn)
 		switch {
 		case !there, found && !now.olderThan(e.Epoch, e.Rev), r.owned[conn] != nil && r.owned[conn].stands():
-			delete(r.repair.spared, conn)
+			delete(r.repair.keptMissing, conn)
 		case !found && !until.After(r.repair.readBegan):
 			r.applyAside(r.replica.event(EventLeave, e, s.TS))
 		}
 	}
 }
 
-// overtake takes a message that a read came before. Of a member that was spared in that read it tells that it left. r.mu is held.
-func (r *room) overtake(m message) {
+// dropStale takes a message that a read came before. Of a member that was kept in that read it tells that it left. r.mu is held.
+func (r *room) dropStale(m message) {
 	e, there := r.replica.entries.get(m.ConnID)
 	if m.Type != EventLeave || !r.holds() || !there || e.Epoch > m.Epoch || e.Rev >= m.Rev {
 		return

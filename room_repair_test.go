@@ -76,7 +76,7 @@ func TestAFirstJoinAtWorkIsSpared_G3(t *testing.T) {
 		w.source.store(10, a)
 		w.source.stored.loss = lossSigns{origin: 5}
 		e := w.guest(w.room())
-		joining := &membership{room: w.room(), mu: newTurn[ofMembership]()}
+		joining := &membership{room: w.room(), mu: newOperationLock[ofMembership]()}
 		joining.mu.Lock()
 		w.room().own("b", joining)
 		w.tell(joined(10, 11, "b"))
@@ -289,7 +289,7 @@ func TestAnotherNodeRepairsFirst_G3(t *testing.T) {
 }
 
 // TestWhoLeftIsToldInTimeWhileOthersComeAndGo_G3 has members end unheard in a loss of data, while other clients join and leave, and the
-// members of the nodes are culled behind their backs.
+// members of the nodes are removed behind their backs.
 func TestWhoLeftIsToldInTimeWhileOthersComeAndGo_G3(t *testing.T) {
 	takesLong(t)
 	t.Parallel()

@@ -13,12 +13,12 @@ import (
 func mergeState(state, patch json.RawMessage) (merged json.RawMessage, changed bool) {
 	var o orderedObject
 	for s := openObject(state); s.nextKey(); {
-		m := o.member(s.token())
+		m := o.field(s.token())
 		m.old = s.nextValue()
 		m.new = m.old
 	}
 	for s := openObject(patch); s.nextKey(); {
-		o.member(s.token()).new = s.nextValue()
+		o.field(s.token()).new = s.nextValue()
 	}
 	if !o.changed() {
 		return state, false
@@ -28,11 +28,11 @@ func mergeState(state, patch json.RawMessage) (merged json.RawMessage, changed b
 
 // orderedObject is an object under change. Its members are in the order in which their keys came first.
 type orderedObject struct {
-	members []member
+	members []jsonField
 	places  map[string]int // name → index in members; nil while there are few
 }
 
-type member struct {
+type jsonField struct {
 	name     []byte // the key, unquoted
 	key      []byte // the key as it was written first
 	old, new []byte // values; old is nil for a key that the patch brings
@@ -42,12 +42,12 @@ type member struct {
 const fewMembers = 16
 
 // member returns the member with that key, made if there is none. It is valid until the next call.
-func (o *orderedObject) member(key []byte) *member {
+func (o *orderedObject) field(key []byte) *jsonField {
 	name := unquote(key)
 	if at, ok := o.find(name); ok {
 		return &o.members[at]
 	}
-	o.members = append(o.members, member{name: name, key: key})
+	o.members = append(o.members, jsonField{name: name, key: key})
 	if last := len(o.members) - 1; o.places != nil {
 		o.places[string(name)] = last
 	} else if last == fewMembers {
@@ -64,12 +64,12 @@ func (o *orderedObject) find(name []byte) (place int, ok bool) {
 		place, ok = o.places[string(name)]
 		return place, ok
 	}
-	place = slices.IndexFunc(o.members, func(m member) bool { return bytes.Equal(m.name, name) })
+	place = slices.IndexFunc(o.members, func(m jsonField) bool { return bytes.Equal(m.name, name) })
 	return place, place >= 0
 }
 
 func (o *orderedObject) changed() bool {
-	return slices.ContainsFunc(o.members, func(m member) bool {
+	return slices.ContainsFunc(o.members, func(m jsonField) bool {
 		return m.old == nil || !sameJSON(m.old, m.new)
 	})
 }
@@ -93,7 +93,7 @@ func sameJSON(a, b []byte) bool {
 	case isPlain(a) && isPlain(b): // spares the common values what follows
 		return false
 	}
-	known := numbering{}
+	known := canonicalIDs{}
 	return slices.Equal(known.values(a), known.values(b))
 }
 
@@ -105,10 +105,10 @@ func isPlain(b []byte) bool {
 // numbering gives values that mean the same the same number, and others another one. Its keys are scalars without their
 // escapes, "]" with the numbers of the elements, and "}" with the numbers of keys and values, sorted by key. So values
 // are compared exactly, from the inside outwards, and each is looked at once.
-type numbering map[string]uint32
+type canonicalIDs map[string]uint32
 
 // values returns the numbers of the values that b holds side by side: one if it is valid.
-func (n numbering) values(b []byte) []uint32 {
+func (n canonicalIDs) values(b []byte) []uint32 {
 	var (
 		done   []uint32 // numbers of complete values and keys whose container is open
 		opened []int    // for each open container, outermost first, how many of them are outside of it
@@ -134,7 +134,7 @@ func (n numbering) values(b []byte) []uint32 {
 	return done
 }
 
-func (n numbering) of(key []byte) uint32 {
+func (n canonicalIDs) of(key []byte) uint32 {
 	number, ok := n[string(key)]
 	if !ok {
 		number = uint32(len(n))

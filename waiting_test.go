@@ -42,7 +42,7 @@ func pipePair(t *testing.T, change func(*socketOptions)) (x *webSocket, reader n
 	change(o)
 	x = &webSocket{}
 	x.init(server, nil, o)
-	t.Cleanup(func() { _ = reader.Close(); x.cut(errClosed); x.awaitEnd() })
+	t.Cleanup(func() { _ = reader.Close(); x.abort(errClosed); x.awaitEnd() })
 	x.send(newFrame([]byte("first")))
 	return x, reader
 }

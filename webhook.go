@@ -73,7 +73,7 @@ type webhook struct {
 
 	mu      mutex[ofNone]
 	waiting []hookEvent
-	wake    chan struct{}
+	wake    wakeup
 	ending  chan struct{} // closed when no more events come: from then on each post has one try
 }
 
@@ -81,13 +81,13 @@ func newWebhook(target, secret string, times hookTimes, m *metrics, log *slog.Lo
 	h := &webhook{
 		background: newBackground(),
 		url:        target, secret: secret, times: times, metrics: m, log: log,
-		wake: make(chan struct{}, 1), ending: make(chan struct{}),
+		wake: newWakeup(), ending: make(chan struct{}),
 		client: &http.Client{
 			Transport:     &http.Transport{Proxy: http.ProxyFromEnvironment, MaxIdleConnsPerHost: 1},
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		},
 	}
-	h.keep(log, "webhook", h.loop, h.nudge)
+	h.keep(log, "webhook", h.loop, h.wake.send)
 	return h
 }
 
@@ -124,14 +124,7 @@ func (h *webhook) add(events []hookEvent) {
 	h.waiting = h.waiting[over:]
 	h.mu.Unlock()
 	h.metrics.posted(hookDropped, over)
-	h.nudge()
-}
-
-func (h *webhook) nudge() {
-	select {
-	case h.wake <- struct{}{}:
-	default:
-	}
+	h.wake.send()
 }
 
 // close posts what waits, as long as ctx allows, once each, and returns how many events nobody was told of.

@@ -235,7 +235,7 @@ func TestTheWebhookBoundsWhatWaits(t *testing.T) {
 // TestWithoutAWebhookScriptsTellNothing: their texts and answers are those without it.
 func TestWithoutAWebhookScriptsTellNothing(t *testing.T) {
 	n := startNodeFor(t, miniRedis(t))
-	if n.webhook != nil || n.service.scripts.join.tells || strings.Contains(n.service.scripts.join.plain.source, "with_told") {
+	if n.webhook != nil || n.service.scripts.join.tells || strings.Contains(n.service.scripts.join.legacy.source, "with_told") {
 		t.Error("there is a webhook although nobody asked for one")
 	}
 }

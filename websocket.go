@@ -122,7 +122,7 @@ func (x *webSocket) end(cause error) {
 	case errors.As(cause, &told):
 		x.finish(told)
 	case !x.closing():
-		x.cut(cause)
+		x.abort(cause)
 	}
 	x.awaitEnd()
 }

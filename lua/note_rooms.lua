@@ -1,7 +1,7 @@
 -- Notes that a node has connections in rooms. Called before the first of them is written to the room.
 --
 -- KEYS    1 leases, 2 the node's rooms
--- ARGV    1 node, 2 TTL of the rooms in ms, then for each room its id and the turn
+-- ARGV    1 node, 2 TTL of the rooms in ms, then for each room its id and the generation
 -- RETURNS {'ok'}; {'lost'} when the lease is not there or was declared lost: nothing was written
 
 local FIRST = 3

@@ -25,9 +25,9 @@ const (
 )
 
 // owedLeave is a leave that Redis has not confirmed, or that is due later. An outage may leave many, so it holds what is
-// needed and no more. Times count from owed.began.
-type owedLeave struct {
-	next   *owedLeave // of the same connection, in another room
+// needed and no more. Times count from pendingLeaves.began.
+type pendingLeave struct {
+	next   *pendingLeave // of the same connection, in another room
 	conn   string
 	room   unique.Handle[string]
 	reason Reason
@@ -37,40 +37,40 @@ type owedLeave struct {
 	at     int32         // index in ready or waiting, -1 = a worker has it
 
 	waits  bool // it is in waiting
-	held   bool // Redis holds the member back: nothing is owed until its time
+	held   bool // Redis holds the member back: nothing is to be done until its time
 	silent bool // the connection was silent before its end
 }
 
-// owed repeats leaves until Redis confirms them, so that an outage keeps nobody in a room who left it. What it does while
+// pendingLeaves repeats leaves until Redis confirms them, so that an outage keeps nobody in a room who left it. What it does while
 // Redis is silent does not depend on how many leaves there are.
-type owed struct {
+type pendingLeaves struct {
 	*background
 	service *Service
 	began   time.Time
 
 	mu      mutex[ofNone]
-	conns   map[string]*owedLeave // what is owed, by connection: of each room the latest, which covers those before it
-	count   int                   // in conns
-	ready   []*owedLeave          // to be tried now
-	untried int                   // of ready, those before it have not failed since try began
+	conns   map[string]*pendingLeave // the leaves by connection: of each room the latest, which covers those before it
+	count   int                      // in conns
+	ready   []*pendingLeave          // to be tried now
+	untried int                      // of ready, those before it have not failed since try began
 	waiting waitingLeaves
 	dice    *rand.Rand
-	chances int           // failures until the next pause
-	workers int           // that run
-	wake    chan struct{} // there is something new
+	chances int    // failures until the next pause
+	workers int    // that run
+	wake    wakeup // there is something new
 }
 
-func newOwed(s *Service) *owed {
-	o := newIdleOwed(s)
+func newPendingLeaves(s *Service) *pendingLeaves {
+	o := newIdlePendingLeaves(s)
 	o.work.Go(o.loop)
 	return o
 }
 
-// newIdleOwed makes a list that tries nothing by itself. Its choices are the same each time.
-func newIdleOwed(s *Service) *owed {
-	o := &owed{
+// newIdlePendingLeaves makes a list that tries nothing by itself. Its choices are the same each time.
+func newIdlePendingLeaves(s *Service) *pendingLeaves {
+	o := &pendingLeaves{
 		background: newBackground(),
-		service:    s, began: time.Now(), conns: map[string]*owedLeave{}, wake: make(chan struct{}, 1),
+		service:    s, began: time.Now(), conns: map[string]*pendingLeave{}, wake: newWakeup(),
 		dice: rand.New(rand.NewPCG(1, 1)), chances: owedFailures,
 	}
 	return o
@@ -78,7 +78,7 @@ func newIdleOwed(s *Service) *owed {
 
 // close tries what is left, as long as ctx allows, and stops. It returns how many leaves stay unconfirmed. Who is
 // held back stays so, for a reaper.
-func (o *owed) close(ctx context.Context) (unconfirmed int) {
+func (o *pendingLeaves) close(ctx context.Context) (unconfirmed int) {
 	o.end()
 	for {
 		o.try(ctx)
@@ -90,27 +90,27 @@ func (o *owed) close(ctx context.Context) (unconfirmed int) {
 }
 
 // size is the number of leaves that Redis has not confirmed.
-func (o *owed) size() int {
+func (o *pendingLeaves) size() int {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	return o.count
 }
 
-func newOwedLeave(m Member, reason Reason) *owedLeave {
-	return &owedLeave{conn: m.Conn, room: unique.Make(m.Room), epoch: m.Epoch, reason: reason, at: -1}
+func newPendingLeave(m Member, reason Reason) *pendingLeave {
+	return &pendingLeave{conn: m.Conn, room: unique.Make(m.Room), epoch: m.Epoch, reason: reason, at: -1}
 }
 
-func (l *owedLeave) member() Member {
+func (l *pendingLeave) member() Member {
 	return Member{Conn: l.conn, Room: l.room.Value(), Epoch: l.epoch}
 }
 
-func (o *owed) add(m Member, reason Reason) { o.put(newOwedLeave(m, reason)) }
+func (o *pendingLeaves) add(m Member, reason Reason) { o.put(newPendingLeave(m, reason)) }
 
 // hold has Redis hold a member back whose connection broke, and ends that in time. silent says that the connection was
 // silent before: then its user may be back already, and the member leaves at once. An error says that Redis has not
 // confirmed it yet.
-func (o *owed) hold(ctx context.Context, m Member, until time.Time, silent bool) error {
-	l := newOwedLeave(m, ReasonDisconnected)
+func (o *pendingLeaves) hold(ctx context.Context, m Member, until time.Time, silent bool) error {
+	l := newPendingLeave(m, ReasonDisconnected)
 	l.when, l.silent = max(until.Sub(o.began), 1), silent
 	held, err := o.holdBack(ctx, l)
 	if !held {
@@ -120,12 +120,12 @@ func (o *owed) hold(ctx context.Context, m Member, until time.Time, silent bool)
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.keep(l)
-	o.nudge() // it may be the first whose time comes
+	o.wake.send() // it may be the first whose time comes
 	return nil
 }
 
 // holdBack reports whether Redis holds the member back. If it does not, and there is no error, the member has to leave now.
-func (o *owed) holdBack(ctx context.Context, l *owedLeave) (held bool, err error) {
+func (o *pendingLeaves) holdBack(ctx context.Context, l *pendingLeave) (held bool, err error) {
 	back, err := o.service.hold(ctx, l.member(), l.when-time.Since(o.began), l.silent)
 	if back {
 		l.when = 0
@@ -134,18 +134,18 @@ func (o *owed) holdBack(ctx context.Context, l *owedLeave) (held bool, err error
 }
 
 // keep leaves l alone until the end of its hold. o.mu is held.
-func (o *owed) keep(l *owedLeave) {
+func (o *pendingLeaves) keep(l *pendingLeave) {
 	l.held = true
 	o.wait(l)
 }
 
-func (o *owed) put(l *owedLeave) {
+func (o *pendingLeaves) put(l *pendingLeave) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.putLocked(l)
 }
 
-func (o *owed) putLocked(l *owedLeave) {
+func (o *pendingLeaves) putLocked(l *pendingLeave) {
 	for other := o.conns[l.conn]; other != nil; other = other.next {
 		if other.room == l.room {
 			o.strike(other)
@@ -155,19 +155,12 @@ func (o *owed) putLocked(l *owedLeave) {
 	l.next, o.conns[l.conn] = o.conns[l.conn], l
 	o.count++
 	o.makeReady(l)
-	o.nudge()
+	o.wake.send()
 }
 
-func (o *owed) nudge() {
-	select {
-	case o.wake <- struct{}{}:
-	default:
-	}
-}
-
-// take hands over what is owed for a connection in a room, "" = all its rooms, to a request of the client that is about to
+// take hands over the leaves of a connection in a room, "" = all its rooms, to a request of the client that is about to
 // be sent and answers for it from here on.
-func (o *owed) take(conn, room string) (taken []Member) {
+func (o *pendingLeaves) take(conn, room string) (taken []Member) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	for l := o.conns[conn]; l != nil; {
@@ -182,7 +175,7 @@ func (o *owed) take(conn, room string) (taken []Member) {
 }
 
 // strike takes a leave off the list if it is there. o.mu is held.
-func (o *owed) strike(l *owedLeave) {
+func (o *pendingLeaves) strike(l *pendingLeave) {
 	first := o.conns[l.conn]
 	if first == l && l.next == nil {
 		delete(o.conns, l.conn)
@@ -208,7 +201,7 @@ func (o *owed) strike(l *owedLeave) {
 }
 
 // owes tells whether nobody took the leave or added a later one. o.mu is held.
-func (o *owed) owes(l *owedLeave) bool {
+func (o *pendingLeaves) isPending(l *pendingLeave) bool {
 	for other := o.conns[l.conn]; other != nil; other = other.next {
 		if other == l {
 			return true
@@ -217,19 +210,19 @@ func (o *owed) owes(l *owedLeave) bool {
 	return false
 }
 
-func (o *owed) makeReady(l *owedLeave) {
+func (o *pendingLeaves) makeReady(l *pendingLeave) {
 	o.putAside(l)
 	o.swap(int(l.at), o.untried)
 	o.untried++
 }
 
 // putAside is makeReady for a leave that has failed: the next one to try it is another call of try.
-func (o *owed) putAside(l *owedLeave) {
+func (o *pendingLeaves) putAside(l *pendingLeave) {
 	l.at = int32(len(o.ready))
 	o.ready = append(o.ready, l)
 }
 
-func (o *owed) unready(l *owedLeave) {
+func (o *pendingLeaves) unready(l *pendingLeave) {
 	at, last := int(l.at), len(o.ready)-1
 	if at < o.untried {
 		o.untried--
@@ -242,15 +235,15 @@ func (o *owed) unready(l *owedLeave) {
 	l.at = -1
 }
 
-func (o *owed) swap(i, j int) {
+func (o *pendingLeaves) swap(i, j int) {
 	o.ready[i], o.ready[j] = o.ready[j], o.ready[i]
 	o.ready[i].at, o.ready[j].at = int32(i), int32(j)
 }
 
 // wait leaves l alone until its time.
-func (o *owed) wait(l *owedLeave) { heap.Push(&o.waiting, l) }
+func (o *pendingLeaves) wait(l *pendingLeave) { heap.Push(&o.waiting, l) }
 
-func (o *owed) loop() {
+func (o *pendingLeaves) loop() {
 	for o.ctx.Err() == nil {
 		if o.try(o.ctx) {
 			o.sleep()
@@ -261,7 +254,7 @@ func (o *owed) loop() {
 }
 
 // sleep waits until there is something to try.
-func (o *owed) sleep() {
+func (o *pendingLeaves) sleep() {
 	timer := time.NewTimer(o.idleFor())
 	defer timer.Stop()
 	select {
@@ -271,7 +264,7 @@ func (o *owed) sleep() {
 	}
 }
 
-func (o *owed) idleFor() time.Duration {
+func (o *pendingLeaves) idleFor() time.Duration {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	switch {
@@ -286,7 +279,7 @@ func (o *owed) idleFor() time.Duration {
 
 // try tries each leave that is ready once. It reports false if some of them are still to be confirmed, because Redis does
 // not answer or ctx is done.
-func (o *owed) try(ctx context.Context) bool {
+func (o *pendingLeaves) try(ctx context.Context) bool {
 	o.mu.Lock()
 	o.release()
 	o.untried, o.chances, o.workers = len(o.ready), owedFailures, 0
@@ -301,7 +294,7 @@ func (o *owed) try(ctx context.Context) bool {
 
 // addWorker starts one worker more if there is a leave for it. Each worker calls it before each try, so leaves that are
 // added during a try that takes long get workers too.
-func (o *owed) addWorker(ctx context.Context, work *sync.WaitGroup) {
+func (o *pendingLeaves) addWorker(ctx context.Context, work *sync.WaitGroup) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.untried == 0 || o.workers == owedWorkers {
@@ -317,9 +310,9 @@ func (o *owed) addWorker(ctx context.Context, work *sync.WaitGroup) {
 }
 
 // release makes ready what waited for a time that has come. o.mu is held.
-func (o *owed) release() {
+func (o *pendingLeaves) release() {
 	for len(o.waiting) > 0 && o.waiting[0].when <= time.Since(o.began) {
-		l := heap.Pop(&o.waiting).(*owedLeave)
+		l := heap.Pop(&o.waiting).(*pendingLeave)
 		l.when = 0
 		if l.held {
 			l.held = false
@@ -332,7 +325,7 @@ func (o *owed) release() {
 
 // next gives a worker a leave to try, nil if there is none or Redis is silent. It is any of them, so that those for a
 // master that is away do not stand before the others.
-func (o *owed) next(ctx context.Context) *owedLeave {
+func (o *pendingLeaves) next(ctx context.Context) *pendingLeave {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.untried == 0 || o.chances <= 0 || ctx.Err() != nil {
@@ -355,7 +348,7 @@ const (
 )
 
 // settle tries a leave once.
-func (o *owed) settle(ctx context.Context, l *owedLeave) {
+func (o *pendingLeaves) settle(ctx context.Context, l *pendingLeave) {
 	ctx, cancel := context.WithTimeout(ctx, answerWithin)
 	defer cancel()
 	result := o.attempt(ctx, l)
@@ -367,7 +360,7 @@ func (o *owed) settle(ctx context.Context, l *owedLeave) {
 		o.chances = owedFailures
 	}
 	switch {
-	case !o.owes(l):
+	case !o.isPending(l):
 	case result == owedFailed:
 		o.putAside(l)
 	case result == owedAbsent:
@@ -381,8 +374,8 @@ func (o *owed) settle(ctx context.Context, l *owedLeave) {
 	}
 }
 
-// attempt removes the incarnation that is owed, or has it held back.
-func (o *owed) attempt(ctx context.Context, l *owedLeave) outcome {
+// attempt removes the incarnation of a leave, or has it held back.
+func (o *pendingLeaves) attempt(ctx context.Context, l *pendingLeave) outcome {
 	if time.Since(o.began) < l.when {
 		held, err := o.holdBack(ctx, l)
 		switch {
@@ -401,7 +394,7 @@ func (o *owed) attempt(ctx context.Context, l *owedLeave) outcome {
 	}
 	// If a request took this leave while known ran, known may have returned that request's newer incarnation.
 	o.mu.Lock()
-	taken := !o.owes(l)
+	taken := !o.isPending(l)
 	o.mu.Unlock()
 	if taken {
 		return owedDone
@@ -414,7 +407,7 @@ func (o *owed) attempt(ctx context.Context, l *owedLeave) outcome {
 }
 
 // known is the member with the epoch that Redis has for it, if its own is not known. It is CodeNotJoined if Redis has none.
-func (o *owed) known(ctx context.Context, m Member) (Member, error) {
+func (o *pendingLeaves) known(ctx context.Context, m Member) (Member, error) {
 	if m.Epoch != 0 {
 		return m, nil
 	}
@@ -422,7 +415,7 @@ func (o *owed) known(ctx context.Context, m Member) (Member, error) {
 }
 
 // notFound tells whether the member has been absent for so long that a late join of it need not be feared any more.
-func (l *owedLeave) notFound(now time.Duration) outcome {
+func (l *pendingLeave) notFound(now time.Duration) outcome {
 	if l.absent == 0 {
 		l.absent = max(now, 1)
 	}
@@ -433,7 +426,7 @@ func (l *owedLeave) notFound(now time.Duration) outcome {
 }
 
 // waitingLeaves are a heap by the time at which each is ready.
-type waitingLeaves []*owedLeave
+type waitingLeaves []*pendingLeave
 
 func (w waitingLeaves) Len() int           { return len(w) }
 func (w waitingLeaves) Less(i, j int) bool { return w[i].when < w[j].when }
@@ -444,7 +437,7 @@ func (w waitingLeaves) Swap(i, j int) {
 }
 
 func (w *waitingLeaves) Push(x any) {
-	l := x.(*owedLeave)
+	l := x.(*pendingLeave)
 	l.at, l.waits = int32(len(*w)), true
 	*w = append(*w, l)
 }

@@ -12,17 +12,17 @@ func TestAnIndexThatWasPerhapsTidiedIsWrittenAnew(t *testing.T) {
 			user := "user of " + room
 			m := mustJoin(t, s, room, user, "a", `{}`)
 			s.unindexUser(t.Context(), Member{Room: room, User: user, Conn: "nobody"}) // loads the script
-			s.left.busy = true                                                         // the test tidies
-			if _, _, err := s.remove(t.Context(), room, removal{reason: ReasonLeft, noted: m.noted}, []incarnation{{"a", m.Epoch}}); err != nil {
+			s.stale.busy = true                                                        // the test tidies
+			if _, _, err := s.remove(t.Context(), room, removal{reason: ReasonLeft, indexedAt: m.indexedAt}, []incarnation{{"a", m.Epoch}}); err != nil {
 				t.Fatal(err)
 			}
-			users, _ := s.left.take()
+			users, _ := s.stale.takeAll()
 			rdb.start(map[int]string{0: loss})
 			failed := s.unindexAll(users)
 			if len(failed) != 1 {
 				t.Fatalf("the index is tidied although the %s is lost", loss)
 			}
-			s.left.putBack(failed)
+			s.stale.putBack(failed)
 			if _, err := s.join(t.Context(), Member{Room: room, User: user, Conn: "a", State: raw(`{}`)}, m.Epoch); err != nil {
 				t.Fatal(err)
 			}

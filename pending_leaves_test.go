@@ -16,7 +16,7 @@ import (
 )
 
 // tryAll tries every leave, also those whose next try is later.
-func (o *owed) tryAll(ctx context.Context) {
+func (o *pendingLeaves) tryAll(ctx context.Context) {
 	o.mu.Lock()
 	for _, l := range o.waiting {
 		if !l.held {
@@ -44,9 +44,9 @@ func TestALeaveIsRepeatedUntilRedisConfirmsIt_G5(t *testing.T) {
 		m := mustJoin(t, s, room, "ann", "a", "{}")
 		mustJoin(t, s, room, "bob", "b", "{}")
 		faulty.start(map[int]string{0: "request", 1: "request", 2: "answer"})
-		o := newOwed(s)
+		o := newPendingLeaves(s)
 		o.add(m, ReasonDisconnected)
-		eventually(t, 10*time.Second, "nothing owed", func() bool { return o.size() == 0 })
+		eventually(t, 10*time.Second, "no pending leave", func() bool { return o.size() == 0 })
 		if left := o.close(t.Context()); left != 0 {
 			t.Errorf("%d leaves are left", left)
 		}
@@ -65,7 +65,7 @@ func TestALeaveIsRepeatedUntilRedisConfirmsIt_G5(t *testing.T) {
 func TestAnUnknownJoinIsTakenBack_G5(t *testing.T) {
 	eachBackend(t, func(t *testing.T, b backend) {
 		s, room := startService(t, b.open(t), Options{}), uniqueRoom(t)
-		o := newIdleOwed(s)
+		o := newIdlePendingLeaves(s)
 		unknown := Member{Room: room, User: "ann", Conn: "a"}
 		o.add(unknown, ReasonDisconnected)
 		o.tryAll(t.Context())
@@ -76,14 +76,14 @@ func TestAnUnknownJoinIsTakenBack_G5(t *testing.T) {
 		mustJoin(t, s, room, "bob", "b", "{}")
 		o.tryAll(t.Context())
 		if got := conns(mustRead(t, s, room)); !slices.Equal(got, []string{"b"}) || o.size() != 0 {
-			t.Errorf("the room has %q, %d leaves are owed", got, o.size())
+			t.Errorf("the room has %q, %d leaves are pending", got, o.size())
 		}
 	})
 }
 
 func TestAnUnknownJoinThatNeverRanIsForgotten(t *testing.T) {
 	s, room := startService(t, miniRedis(t).open(t), Options{}), uniqueRoom(t)
-	o := newIdleOwed(s)
+	o := newIdlePendingLeaves(s)
 	o.add(Member{Room: room, User: "ann", Conn: "a"}, ReasonDisconnected)
 	o.tryAll(t.Context())
 	leave := o.conns["a"]
@@ -128,7 +128,7 @@ func TestAJoinThatTheClientWasToldOfStays_G7(t *testing.T) {
 				finding := &findingRedis{UniversalClient: b.open(t)}
 				s, room := startService(t, finding, Options{}), uniqueRoom(t)
 				first := mustJoin(t, s, room, "ann", "a", "{}")
-				o := newIdleOwed(s)
+				o := newIdlePendingLeaves(s)
 				var told Member
 				again := func(when string) func() {
 					return func() {
@@ -152,15 +152,15 @@ func TestAJoinThatTheClientWasToldOfStays_G7(t *testing.T) {
 					t.Errorf("the room has %v, the client was told of %d", entries, told.Epoch)
 				}
 				if o.size() != 0 {
-					t.Errorf("%d leaves are owed", o.size())
+					t.Errorf("%d leaves are pending", o.size())
 				}
 			})
 		}
 	})
 }
 
-func TestWhatIsOwedDoesNotPileUp(t *testing.T) {
-	o := newIdleOwed(nil)
+func TestPendingLeavesDoNotPileUp(t *testing.T) {
+	o := newIdlePendingLeaves(nil)
 	for epoch := range int64(1000) {
 		o.add(Member{Room: fmt.Sprint("r", epoch%2), Conn: "a", Epoch: epoch}, ReasonLeft)
 	}
@@ -183,13 +183,13 @@ func TestALaterLeaveIsNotStruckWithTheOneBefore_G5(t *testing.T) {
 	faulty := &faultyRedis{UniversalClient: miniRedis(t).open(t)}
 	s, room := startService(t, faulty, Options{}), uniqueRoom(t)
 	m := mustJoin(t, s, room, "ann", "a", "{}")
-	o := newIdleOwed(s)
+	o := newIdlePendingLeaves(s)
 	o.add(m, ReasonDisconnected)
 	m.Epoch++
 	faulty.before = func(int) { o.add(m, ReasonLeft) }
 	o.settle(t.Context(), o.next(t.Context()))
 	if got := o.take("a", room); len(got) != 1 || got[0].Epoch != m.Epoch {
-		t.Errorf("owed is %v, want the later leave", got)
+		t.Errorf("pending is %v, want the later leave", got)
 	}
 }
 
@@ -214,7 +214,7 @@ func (hungRedis) HGet(ctx context.Context, _, _ string) *redis.StringCmd {
 
 func TestClosingWaitsNoLongerThanItMay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		o := newOwed(NewService(hungRedis{}, Options{ReaperInterval: -1}))
+		o := newPendingLeaves(NewService(hungRedis{}, Options{ReaperInterval: -1}))
 		for i := range int64(1000) {
 			o.add(Member{Room: "r", Conn: fmt.Sprint("c", i), Epoch: i % 2}, ReasonDisconnected)
 			o.add(Member{Room: "q", Conn: fmt.Sprint("c", i), Epoch: i % 2}, ReasonDisconnected)
@@ -235,7 +235,7 @@ func TestClosingWaitsNoLongerThanItMay(t *testing.T) {
 func TestClosingTriesOnceMore(t *testing.T) {
 	s, room := startService(t, miniRedis(t).open(t), Options{}), uniqueRoom(t)
 	m := mustJoin(t, s, room, "ann", "a", "{}")
-	o := newOwed(s)
+	o := newPendingLeaves(s)
 	o.stop()
 	o.work.Wait()
 	o.add(m, ReasonDisconnected)
@@ -247,19 +247,19 @@ func TestClosingTriesOnceMore(t *testing.T) {
 	}
 }
 
-// TestOwedLeavesAreSmall: each of them, whatever its member's state was, and whether it is to leave at once or held back.
-func TestOwedLeavesAreSmall(t *testing.T) {
+// TestPendingLeavesAreSmall: each of them, whatever its member's state was, and whether it is to leave at once or held back.
+func TestPendingLeavesAreSmall(t *testing.T) {
 	const leaves, limit = 50_000, 200
-	for name, add := range map[string]func(o *owed, m Member){
-		"owed": func(o *owed, m Member) { o.add(m, ReasonDisconnected) },
-		"held": func(o *owed, m Member) {
-			l := newOwedLeave(m, ReasonDisconnected)
+	for name, add := range map[string]func(o *pendingLeaves, m Member){
+		"pending": func(o *pendingLeaves, m Member) { o.add(m, ReasonDisconnected) },
+		"held": func(o *pendingLeaves, m Member) {
+			l := newPendingLeave(m, ReasonDisconnected)
 			l.when, l.held = time.Hour, true
 			o.wait(l)
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			o := newIdleOwed(nil)
+			o := newIdlePendingLeaves(nil)
 			before := heapInUse()
 			for i := range leaves {
 				room := strings.Clone(strings.Repeat("a long name of a room ", 8))
@@ -287,7 +287,7 @@ func (r *muteRedis) EvalSha(ctx context.Context, sha string, keys []string, args
 	r.asked.Add(1)
 	if r.refuse {
 		cmd := redis.NewCmd(ctx)
-		cmd.SetErr(errOwes)
+		cmd.SetErr(errUnresponsive)
 		return cmd
 	}
 	return r.hungRedis.EvalSha(ctx, sha, keys, args...)
@@ -300,7 +300,7 @@ func TestASilentRedisIsAskedAsOftenForManyAsForFew(t *testing.T) {
 		for _, leaves := range []int{50, 5000} {
 			synctest.Test(t, func(t *testing.T) {
 				rdb := &muteRedis{refuse: refuse}
-				o := newOwed(NewService(rdb, Options{ReaperInterval: -1}))
+				o := newPendingLeaves(NewService(rdb, Options{ReaperInterval: -1}))
 				for i := range leaves {
 					o.add(Member{Room: "r", Conn: fmt.Sprint("c", i), Epoch: 1}, ReasonDisconnected)
 				}
@@ -339,7 +339,7 @@ func (r halfRedis) EvalSha(ctx context.Context, sha string, keys []string, args 
 func TestLeavesForAMasterThatIsAwayHoldUpNoOthers_G5(t *testing.T) {
 	const leaves = 2000
 	s := startService(t, halfRedis{miniRedis(t).open(t)}, Options{})
-	o := newOwed(s)
+	o := newPendingLeaves(s)
 	for _, room := range []string{"away", "here"} {
 		for i := range leaves {
 			o.add(Member{Room: room, Conn: fmt.Sprint("c", i), Epoch: 1}, ReasonDisconnected)
