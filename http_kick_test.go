@@ -90,7 +90,7 @@ func TestAKickIsFinalThoughItsMessageIsLost_G8(t *testing.T) {
 	})
 }
 
-// TestAFenceOfAnotherTypeIsNone: neither a kick nor a restore may fail because of it, and mending must not take a true one.
+// TestAFenceOfAnotherTypeIsNone: neither a kick nor a restore may fail because of it, and rebuilding must not take a true one.
 func TestAFenceOfAnotherTypeIsNone(t *testing.T) {
 	eachBackend(t, func(t *testing.T, b backend) {
 		rdb, room := b.open(t), uniqueRoom(t)
@@ -110,9 +110,9 @@ func TestAFenceOfAnotherTypeIsNone(t *testing.T) {
 		if err := rdb.Set(t.Context(), keysOf(room).members(), "x", 0).Err(); err != nil {
 			t.Fatal(err)
 		}
-		m.Rev++ // so that the script comes to the key that is to be mended
+		m.Rev++ // so that the script comes to the key that is to be rebuilt
 		if err := s.restore(t.Context(), &m, 0, 0); !hasCode(err, CodeNotJoined) {
-			t.Errorf("after mending a restore ends with %v", err)
+			t.Errorf("after rebuilding a restore ends with %v", err)
 		}
 		assertAgree(t, s, room)
 	})

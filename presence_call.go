@@ -76,12 +76,12 @@ func (r reply) unexpected() *Error {
 // errNoAnswer is the error of a script whose command has neither an answer nor an error. Every script answers with a list.
 var errNoAnswer = errors.New("a command has neither an answer nor an error")
 
-// run calls a script. Where its keys are spoilt, which stops a script before its first write, they are mended and
+// run calls a script. Where its keys are spoilt, which stops a script before its first write, they are rebuilt and
 // the script called once more. Every failure is CodeUnavailable.
 func (s *Service) run(ctx context.Context, sc *script, keys []string, args ...any) (reply, error) {
 	answer, err := s.call(ctx, sc, keys, args)
 	if spoilt(err) {
-		if err = s.mend(ctx, sc, keys); err == nil {
+		if err = s.rebuild(ctx, sc, keys); err == nil {
 			answer, err = s.call(ctx, sc, keys, args)
 		}
 	}

@@ -85,8 +85,8 @@ func TestTheCounterOfAnEmptyRoomLivesAsLongAsItHasLived(t *testing.T) {
 	})
 }
 
-// TestTheCounterOfAMendedRoomLivesShortly has a room lose its members, and be mended by who reads it.
-func TestTheCounterOfAMendedRoomLivesShortly(t *testing.T) {
+// TestTheCounterOfARebuiltRoomLivesShortly has a room lose its members, and be rebuilt by who reads it.
+func TestTheCounterOfARebuiltRoomLivesShortly(t *testing.T) {
 	eachBackend(t, func(t *testing.T, b backend) {
 		s, room := startService(t, b.open(t), Options{}), uniqueRoom(t)
 		mustJoin(t, s, room, "ann", "a", "{}")

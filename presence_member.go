@@ -112,7 +112,7 @@ func (s *Service) beat(ctx context.Context, m *Member, patch json.RawMessage, fl
 	return false, answer, err
 }
 
-// refresh finds a connection missing where a key is of another type: putting it back mends all keys of the room.
+// refresh finds a connection missing where a key is of another type: restoring it rebuilds all keys of the room.
 func (s *Service) refresh(ctx context.Context, m *Member) (reply, error) {
 	k := keysOf(m.Room)
 	keys := []string{k.lastSeen(), k.revision(), connKey(m.Room, m.Conn)}

@@ -68,7 +68,7 @@ func (s *Service) read(ctx context.Context, room string) (Snapshot, error) {
 			break
 		}
 	}
-	s.mendTorn(ctx, room, v.loss)
+	s.rebuildTorn(ctx, room, v.loss)
 	v.Entries = inOrder(members)
 	return v, nil
 }
@@ -145,7 +145,7 @@ func (s *Service) entry(conn string, m Member, lastSeen int64) Entry {
 func (s *Service) pulse(ctx context.Context, room string) (rev int64, signs lossSigns, err error) {
 	answer, err := s.run(ctx, s.scripts.pulse, scriptKeys(room))
 	signs = lossSigns{server: answer.text(1), origin: answer.int(2), torn: answer.int(3) == 1}
-	s.mendTorn(ctx, room, signs)
+	s.rebuildTorn(ctx, room, signs)
 	return answer.int(0), signs, err
 }
 

@@ -15,7 +15,7 @@ func (s *Service) scan(ctx context.Context, room, cursor string, step int) (scan
 	if err != nil {
 		return scanned{}, err
 	}
-	s.mendTorn(ctx, room, lossSigns{torn: answer.int(8) == 1})
+	s.rebuildTorn(ctx, room, lossSigns{torn: answer.int(8) == 1})
 	members := map[string]Entry{}
 	s.takeOver(members, answer.pairs(3), answer.pairs(4))
 	found := Snapshot{Rev: answer.int(0), TS: answer.int(1), Users: int(answer.int(2)), Entries: inOrder(members)}

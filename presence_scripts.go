@@ -144,12 +144,12 @@ type scriptText struct {
 }
 
 type scripts struct {
-	join, heartbeat, patch, restore, remove, hold, overdue, mend          *script
-	read, pulse, places                                                   *script
-	kick, count, find                                                     *script
-	indexRoom, claimRooms, settleRooms, indexUser, unindexUser, mendIndex *script
-	owned, renewLease, noteRooms, claimNodes, forgetNode, probe           *script
-	probeMore                                                             *script
+	join, heartbeat, patch, restore, remove, hold, overdue, rebuild          *script
+	read, pulse, places                                                      *script
+	kick, count, find                                                        *script
+	indexRoom, claimRooms, settleRooms, indexUser, unindexUser, rebuildIndex *script
+	owned, renewLease, noteRooms, claimNodes, forgetNode, probe              *script
+	probeMore                                                                *script
 }
 
 // scriptKind is the first line of a script: with flags, and for servers before Redis 7.
@@ -174,33 +174,33 @@ func loadScripts(tell bool) scripts {
 	deletes := scriptKind{"#!lua flags=allow-oom\n", ""}
 	probes := scriptKind{"#!lua flags=allow-oom\n", "redis.call('PERSIST', KEYS[2])\n"} // as alwaysWorks, on a key that is not there
 	return scripts{
-		join:        loadTelling(writes, "", "base", "room", "held", "join"),
-		heartbeat:   loadScript(alwaysWorks, "", "base", "heartbeat"),
-		patch:       loadScript(writes, "", "base", "room", "patch"),
-		restore:     loadTelling(writes, "", "base", "room", "restore"),
-		remove:      loadTelling(alwaysWorks, "", "base", "room", "held", "remove"),
-		hold:        loadScript(alwaysWorks, "", "base", "room", "held", "hold"),
-		read:        loadScript(alwaysWorks, "", "base", "room", "server", "loss", "read"),
-		places:      loadScript(deletes, "hash", "base", "server", "places"),
-		pulse:       loadScript(alwaysWorks, "", "base", "room", "server", "loss", "pulse"),
-		overdue:     loadScript(alwaysWorks, "", "base", "room", "overdue"),
-		kick:        loadTelling(alwaysWorks, "", "base", "room", "kick"),
-		count:       loadScript(alwaysWorks, "", "base", "room", "count"),
-		find:        loadScript(alwaysWorks, "", "base", "room", "find"),
-		owned:       loadScript(alwaysWorks, "", "base", "room", "owned"),
-		mend:        loadScript(alwaysWorks, "", "base", "room", "held", "loss", "mend"),
-		indexRoom:   loadScript(writes, "zset", "base", "index_room"),
-		claimRooms:  loadScript(indexWorks, "zset", "base", "claim_rooms"),
-		settleRooms: loadScript(indexWorks, "zset", "settle_rooms"),
-		indexUser:   loadScript(writes, "hash", "index_user"),
-		unindexUser: loadScript(deletes, "hash", "unindex_user"),
-		mendIndex:   loadScript(deletes, "", "base", "mend_index"),
-		renewLease:  loadScript(indexWorks, "zset hash", "base", "renew_lease"),
-		noteRooms:   loadScript(writes, "zset hash", "note_rooms"),
-		claimNodes:  loadScript(indexWorks, "zset", "base", "claim_nodes"),
-		forgetNode:  loadScript(deletes, "zset hash", "forget_node"),
-		probe:       loadScript(probes, "", "server", "probe"),
-		probeMore:   loadScript(writes, "", "server", "probe"), // as one that takes memory
+		join:         loadTelling(writes, "", "base", "room", "held", "join"),
+		heartbeat:    loadScript(alwaysWorks, "", "base", "heartbeat"),
+		patch:        loadScript(writes, "", "base", "room", "patch"),
+		restore:      loadTelling(writes, "", "base", "room", "restore"),
+		remove:       loadTelling(alwaysWorks, "", "base", "room", "held", "remove"),
+		hold:         loadScript(alwaysWorks, "", "base", "room", "held", "hold"),
+		read:         loadScript(alwaysWorks, "", "base", "room", "server", "loss", "read"),
+		places:       loadScript(deletes, "hash", "base", "server", "places"),
+		pulse:        loadScript(alwaysWorks, "", "base", "room", "server", "loss", "pulse"),
+		overdue:      loadScript(alwaysWorks, "", "base", "room", "overdue"),
+		kick:         loadTelling(alwaysWorks, "", "base", "room", "kick"),
+		count:        loadScript(alwaysWorks, "", "base", "room", "count"),
+		find:         loadScript(alwaysWorks, "", "base", "room", "find"),
+		owned:        loadScript(alwaysWorks, "", "base", "room", "owned"),
+		rebuild:      loadScript(alwaysWorks, "", "base", "room", "held", "loss", "rebuild"),
+		indexRoom:    loadScript(writes, "zset", "base", "index_room"),
+		claimRooms:   loadScript(indexWorks, "zset", "base", "claim_rooms"),
+		settleRooms:  loadScript(indexWorks, "zset", "settle_rooms"),
+		indexUser:    loadScript(writes, "hash", "index_user"),
+		unindexUser:  loadScript(deletes, "hash", "unindex_user"),
+		rebuildIndex: loadScript(deletes, "", "base", "rebuild_index"),
+		renewLease:   loadScript(indexWorks, "zset hash", "base", "renew_lease"),
+		noteRooms:    loadScript(writes, "zset hash", "note_rooms"),
+		claimNodes:   loadScript(indexWorks, "zset", "base", "claim_nodes"),
+		forgetNode:   loadScript(deletes, "zset hash", "forget_node"),
+		probe:        loadScript(probes, "", "server", "probe"),
+		probeMore:    loadScript(writes, "", "server", "probe"), // as one that takes memory
 	}
 }
 

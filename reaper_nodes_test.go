@@ -204,7 +204,7 @@ func TestALargeRoomIsMendedInParts_G6(t *testing.T) {
 			}
 			work.Wait()
 			logSlowScripts(t, admin, s)
-			counter.wantParts(t, "mend", members)
+			counter.wantParts(t, "rebuild", members)
 			after := mustRead(t, s, room)
 			if len(after.Entries) != len(before.Entries)+4 || after.Rev <= before.Rev {
 				t.Errorf("%d members at %d, want %d above %d", len(after.Entries), after.Rev, len(before.Entries)+4, before.Rev)

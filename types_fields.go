@@ -10,7 +10,7 @@ import (
 
 // This file is the only place that takes JSON objects apart whose fields decide something: payloads of events, bodies of
 // requests, claims and headers of tokens, key sets. encoding/json would ignore the case of names, take the last of two equal
-// ones, and mend text that is no Unicode: a program before this one that reads the same text in another way could be misled.
+// ones, and repair text that is no Unicode: a program before this one that reads the same text in another way could be misled.
 
 // field is a name that counts in an object, and where its JSON goes. It points to nil before.
 type field struct {

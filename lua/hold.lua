@@ -9,7 +9,7 @@ local conn, newest, hold = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local lookback, ttl, room_id, unless_back = tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6], ARGV[7] == '1'
 local hash, held = KEYS[7], KEYS[8]
 
-stored_revision() -- fails while the room is being mended
+stored_revision() -- fails while the indices are being rebuilt
 local m = parse_meta(redis.call('HGET', META, conn))
 if not m or m.node == HELD or (newest and tonumber(m.epoch) > newest) then return { 'missing' } end
 if unless_back then

@@ -9,7 +9,7 @@ local AHEAD = 500 -- heartbeats in the future that are set right in one step
 
 local lookback, limit = tonumber(ARGV[1]), ARGV[2]
 
-stored_revision() -- fails while the room is being mended
+stored_revision() -- fails while the indices are being rebuilt
 local now = now_ms()
 -- A heartbeat in the future, from before the clock fell back, counts as one of now.
 local ahead = redis.call('ZRANGEBYSCORE', LAST_SEEN, '(' .. digits(now), '+inf', 'LIMIT', 0, AHEAD)

@@ -6,7 +6,7 @@
 
 local node, cursor, limit = ARGV[1], ARGV[2], ARGV[3]
 
-stored_revision() -- fails while the room is being mended
+stored_revision() -- fails while the indices are being rebuilt
 local part = redis.call('HSCAN', META, cursor, 'COUNT', limit)
 local answer, metas = { now_text(), part[1] }, part[2]
 for i = 1, #metas, 2 do

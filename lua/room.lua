@@ -11,7 +11,7 @@
 -- text costs as much as a small command.
 --
 -- Scripts check first and write then: the hash, the indices, and conn_meta last. A key of another type so stops a script
--- before conn_meta has changed and before anything is published. The caller then runs mend.lua, which builds the indices
+-- before conn_meta has changed and before anything is published. The caller then runs rebuild.lua, which builds the indices
 -- anew from conn_meta, and the script once more.
 
 local META, MEMBERS, LAST_SEEN, REV, CONNS, ORIGIN
@@ -48,7 +48,7 @@ local function parse_meta(value)
 end
 
 -- The member in conn_meta, nil if there is none. Where conns has it nevertheless, conn_meta was lost or spoilt, and the counts of the
--- users do not agree with it: the script ends, and its caller mends the room. Call it before the first write.
+-- users do not agree with it: the script ends, and its caller rebuilds the indices. Call it before the first write.
 local function member(conn)
   local m = parse_meta(redis.call('HGET', META, conn))
   if not m and redis.call('SISMEMBER', CONNS, conn) == 1 then error({ err = 'TORN conn_meta is without a member' }) end

@@ -6,27 +6,27 @@ import (
 	"strings"
 )
 
-func (s *Service) mend(ctx context.Context, sc *script, keys []string) (err error) {
+func (s *Service) rebuild(ctx context.Context, sc *script, keys []string) (err error) {
 	if sc.index != "" {
 		var kinds []any
 		for _, kind := range strings.Fields(sc.index) {
 			kinds = append(kinds, kind)
 		}
-		_, err = s.call(ctx, s.scripts.mendIndex, keys, kinds)
+		_, err = s.call(ctx, s.scripts.rebuildIndex, keys, kinds)
 		return err
 	}
-	return s.mendRoom(ctx, sc, keys)
+	return s.rebuildRoom(ctx, sc, keys)
 }
 
-// mendRoom mends a room part by part. Whoever else finds the room unmended meanwhile goes on where this one is.
-func (s *Service) mendRoom(ctx context.Context, sc *script, keys []string) error {
+// rebuildRoom rebuilds the indices of a room part by part. A caller that finds it half done goes on from there.
+func (s *Service) rebuildRoom(ctx context.Context, sc *script, keys []string) error {
 	keys = slices.DeleteFunc(slices.Clone(keys), func(key string) bool { return strings.HasPrefix(key, kickPrefix) })
 	grace := s.options.Grace > 0
 	if grace && !sc.holds {
 		keys = append(keys, keysOf(roomOfKeys(keys)).held())
 	}
 	for ctx.Err() == nil {
-		answer, err := s.call(ctx, s.scripts.mend, keys, []any{grace, s.partOfRoom()})
+		answer, err := s.call(ctx, s.scripts.rebuild, keys, []any{grace, s.partOfRoom()})
 		if err != nil || answer.verdict() == "ok" {
 			return err
 		}

@@ -3,7 +3,7 @@
 --
 -- Until that is done, a hash stands in the place of the room's counter. Every script that changes conn_meta, members or
 -- conns reads the counter before it writes, so none of them runs on indices that are not whole: it fails, and its caller
--- goes on with the mending.
+-- goes on with it.
 --
 -- KEYS    as in room.lua, with the hashes of connections; held may be the last
 -- ARGV    1 1 = held is, 2 members that are read in one step
@@ -61,8 +61,8 @@ local function finish()
   if redis.call('HLEN', META) == 0 then expire_counter(counter, now_ms()) end
 end
 
-local mending = redis.call('TYPE', REV).ok == 'hash' and redis.call('HGET', REV, 'mends')
-local kinds = { 'hash', 'hash', 'zset', mending and 'hash' or 'string', 'set', 'string' }
+local rebuilding = redis.call('TYPE', REV).ok == 'hash' and redis.call('HGET', REV, 'mends')
+local kinds = { 'hash', 'hash', 'zset', rebuilding and 'hash' or 'string', 'set', 'string' }
 if held then kinds[#KEYS] = 'zset' end
 local spoilt = false
 for i = 1, #KEYS do
@@ -70,13 +70,13 @@ for i = 1, #KEYS do
   spoilt = spoilt or deleted and kinds[i]
 end
 if spoilt then
-  begin(mending and redis.call('HGET', REV, 'counter') or not mending and redis.call('GET', REV))
-elseif not mending then
+  begin(rebuilding and redis.call('HGET', REV, 'counter') or not rebuilding and redis.call('GET', REV))
+elseif not rebuilding then
   if torn() == 0 then return { 'ok' } end
   begin(redis.call('GET', REV))
 end
-local mends, cursor, highest = unpack(redis.call('HMGET', REV, 'mends', 'cursor', 'highest'))
-if mends == 'metas' then
+local stage, cursor, highest = unpack(redis.call('HMGET', REV, 'mends', 'cursor', 'highest'))
+if stage == 'metas' then
   if not read_metas(cursor, tonumber(highest)) then return { 'more' } end
   cursor = '0'
 end
