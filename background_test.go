@@ -96,7 +96,7 @@ func TestAPanicOfACrewComesUpInWhoWaits(t *testing.T) {
 	}
 	for name, f := range map[string]func(){
 		"each":       func() { each(make([]int, 100), func(*int) { panic("injected") }) }, // more than the crew
-		"inParallel": func() { _ = inParallel(100, func(int) error { panic("injected") }) },
+		"inParallel": func() { _ = inParallel(8, 100, func(int) error { panic("injected") }) },
 	} {
 		if !panics(testLogger(t), name, f) {
 			t.Errorf("%s did not panic", name)

@@ -39,7 +39,7 @@ func (s *Service) rooms(ctx context.Context, after string, limit int) (page []ro
 		last = ids[limit-1]
 	}
 	page = make([]roomCount, len(ids))
-	err = inParallel(len(ids), func(i int) (err error) {
+	err = inParallel(directoryWorkers, len(ids), func(i int) (err error) {
 		page[i], err = s.count(ctx, ids[i])
 		return err
 	})
@@ -85,7 +85,7 @@ func (s *Service) whereabouts(ctx context.Context, user string) ([]userConn, err
 	}
 	rooms := slices.Collect(maps.Keys(p.conns))
 	found := make([][]userConn, len(rooms))
-	err = inParallel(len(rooms), func(i int) (err error) {
+	err = inParallel(directoryWorkers, len(rooms), func(i int) (err error) {
 		found[i], err = s.findAll(ctx, rooms[i], user, p.conns[rooms[i]])
 		return err
 	})
@@ -165,13 +165,13 @@ func (s *Service) findAll(ctx context.Context, room, user string, conns []string
 	return found, nil
 }
 
-// inParallel calls f with 0 to n-1, some at the same time, and returns one of the errors.
-func inParallel(n int, f func(i int) error) error {
+// inParallel calls f with 0 to n-1, at most so many at the same time, and returns one of the errors.
+func inParallel(most, n int, f func(i int) error) error {
 	var (
 		work crew
 		next atomic.Int64
 	)
-	errs := make([]error, min(directoryWorkers, n))
+	errs := make([]error, min(most, n))
 	for worker := range errs {
 		work.Go(func() {
 			for i := int(next.Add(1)) - 1; i < n && errs[worker] == nil; i = int(next.Add(1)) - 1 {

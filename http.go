@@ -21,6 +21,7 @@ const readyWithin = 500 * time.Millisecond
 const (
 	httpNotFound         Code = "not_found"
 	httpMethodNotAllowed Code = "method_not_allowed"
+	httpTooLarge         Code = "payload_too_large"
 )
 
 // web answers what comes by HTTP and is no Socket.IO.
@@ -49,6 +50,7 @@ func (w *web) routes() []route {
 		routes = append(routes,
 			route{http.MethodGet, "/v1/rooms", w.rooms},
 			route{http.MethodGet, "/v1/rooms/{roomId}", w.room},
+			route{http.MethodPost, "/v1/users", withBody(w.users)},
 			route{http.MethodGet, "/v1/users/{userId}", w.user},
 			route{http.MethodDelete, "/v1/rooms/{roomId}/conns/{connId}", w.kick},
 		)
@@ -269,7 +271,7 @@ func pageOf(r *http.Request) (limit int, cursor string, err error) {
 // statusOf is the status of an answer with that code.
 func statusOf(code Code) int {
 	switch code {
-	case CodeInvalidPayload:
+	case CodeInvalidPayload, CodeTooManyUsers:
 		return http.StatusBadRequest
 	case CodeUnauthorized:
 		return http.StatusUnauthorized
@@ -277,6 +279,8 @@ func statusOf(code Code) int {
 		return http.StatusNotFound
 	case httpMethodNotAllowed:
 		return http.StatusMethodNotAllowed
+	case httpTooLarge:
+		return http.StatusRequestEntityTooLarge
 	}
 	return http.StatusServiceUnavailable // CodeUnavailable, CodeShuttingDown
 }

@@ -51,7 +51,19 @@ func (n *node) http(t testing.TB, method, path string) apiAnswer {
 
 func askHTTP(t testing.TB, addr, method, path, authorization string) apiAnswer {
 	t.Helper()
-	request, err := http.NewRequestWithContext(t.Context(), method, "http://"+addr+path, nil)
+	answer := sendHTTP(t, addr, method, path, authorization, nil)
+	if answer.header.Get("Content-Type") == "application/json" {
+		if err := json.Unmarshal([]byte(answer.text), &answer); err != nil {
+			t.Fatalf("%s %s is answered with %q, %v", method, path, answer.text, err)
+		}
+	}
+	return answer
+}
+
+// sendHTTP sends a request and leaves the answer's text as it is. One that looks like JSON has to say that it is.
+func sendHTTP(t testing.TB, addr, method, path, authorization string, body io.Reader) apiAnswer {
+	t.Helper()
+	request, err := http.NewRequestWithContext(t.Context(), method, "http://"+addr+path, body)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -63,17 +75,14 @@ func askHTTP(t testing.TB, addr, method, path, authorization string) apiAnswer {
 		t.Fatal(err)
 	}
 	defer response.Body.Close()
-	body, err := io.ReadAll(response.Body)
+	text, err := io.ReadAll(response.Body)
 	if err != nil {
 		t.Fatal(err)
 	}
-	answer := apiAnswer{status: response.StatusCode, header: response.Header, text: string(body)}
-	if isJSON := response.Header.Get("Content-Type") == "application/json"; isJSON || len(body) > 0 && body[0] == '{' {
-		if err := json.Unmarshal(body, &answer); err != nil || !isJSON {
-			t.Fatalf("%s %s is answered with %q, %v", method, path, body, err)
-		}
+	if isJSON := response.Header.Get("Content-Type") == "application/json"; !isJSON && len(text) > 0 && text[0] == '{' {
+		t.Fatalf("%s %s is answered with %q, which does not say that it is JSON", method, path, text)
 	}
-	return answer
+	return apiAnswer{status: response.StatusCode, header: response.Header, text: string(text)}
 }
 
 func (n *node) get(t testing.TB, path string) apiAnswer {
@@ -327,6 +336,7 @@ func TestMistakesInRequestsToTheAPI(t *testing.T) {
 		{"GET", "/v1/rooms/a/conns", 404, httpNotFound},
 		{"GET", "/v1/elsewhere", 404, httpNotFound},
 		{"POST", "/v1/rooms", 405, httpMethodNotAllowed},
+		{"GET", "/v1/users", 405, httpMethodNotAllowed},
 		{"PUT", "/v1/users/a", 405, httpMethodNotAllowed},
 		{"POST", "/readyz", 405, httpMethodNotAllowed},
 	} {

@@ -97,19 +97,23 @@ func TestAnswersAreAsTheOpenAPIFileSays(t *testing.T) {
 	for _, tc := range []struct {
 		path, method, url string
 		status            int
+		body              string
 	}{
-		{"/healthz", "get", "/healthz", 200},
-		{"/readyz", "get", "/readyz", 200},
-		{"/v1/rooms", "get", "/v1/rooms?limit=1", 200},
-		{"/v1/rooms", "get", "/v1/rooms?limit=x", 400},
-		{"/v1/rooms/{roomId}", "get", "/v1/rooms/home?limit=1", 200},
-		{"/v1/rooms/{roomId}", "get", "/v1/rooms/nobody", 200},
-		{"/v1/users/{userId}", "get", "/v1/users/bob", 200},
-		{"/v1/users/{userId}", "get", "/v1/users/%00", 400},
-		{"/v1/rooms/{roomId}/conns/{connId}", "delete", "/v1/rooms/home/conns/nobody", 404},
-		{"/v1/rooms/{roomId}/conns/{connId}", "delete", "/v1/rooms/home/conns/" + u.id, 204},
+		{"/healthz", "get", "/healthz", 200, ""},
+		{"/readyz", "get", "/readyz", 200, ""},
+		{"/v1/rooms", "get", "/v1/rooms?limit=1", 200, ""},
+		{"/v1/rooms", "get", "/v1/rooms?limit=x", 400, ""},
+		{"/v1/rooms/{roomId}", "get", "/v1/rooms/home?limit=1", 200, ""},
+		{"/v1/rooms/{roomId}", "get", "/v1/rooms/nobody", 200, ""},
+		{"/v1/users/{userId}", "get", "/v1/users/bob", 200, ""},
+		{"/v1/users/{userId}", "get", "/v1/users/%00", 400, ""},
+		{"/v1/rooms/{roomId}/conns/{connId}", "delete", "/v1/rooms/home/conns/nobody", 404, ""},
+		{"/v1/rooms/{roomId}/conns/{connId}", "delete", "/v1/rooms/home/conns/" + u.id, 204, ""},
+		{"/v1/users", "post", "/v1/users", 200, `{"userIds":["ann","nobody"]}`},
+		{"/v1/users", "post", "/v1/users", 400, `{"userIds":"ann"}`},
+		{"/v1/users", "post", "/v1/users", 413, strings.Repeat(" ", maxBody+1)},
 	} {
-		got := n.http(t, strings.ToUpper(tc.method), tc.url)
+		got := n.send(t, strings.ToUpper(tc.method), tc.url, strings.NewReader(tc.body))
 		answer, listed := doc.Paths[tc.path][tc.method].Responses[fmt.Sprint(tc.status)]
 		if got.status != tc.status || !listed {
 			t.Errorf("%s is answered with %d %s; the file tells of %v", tc.url, got.status, got.text, slices.Collect(maps.Keys(doc.Paths[tc.path][tc.method].Responses)))
@@ -132,7 +136,7 @@ func TestAnswersAreAsTheOpenAPIFileSays(t *testing.T) {
 		}
 	}
 	codes := doc.Components.Schemas["Error"].Properties["code"].Enum
-	for _, code := range []Code{CodeInvalidPayload, CodeUnauthorized, CodeNotJoined, CodeUnavailable, CodeShuttingDown, httpNotFound, httpMethodNotAllowed} {
+	for _, code := range []Code{CodeInvalidPayload, CodeUnauthorized, CodeNotJoined, CodeUnavailable, CodeShuttingDown, httpNotFound, httpMethodNotAllowed, CodeTooManyUsers, httpTooLarge} {
 		if !slices.Contains(codes, string(code)) {
 			t.Errorf("the file does not know the code %s", code)
 		}

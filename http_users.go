@@ -1,0 +1,56 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"strconv"
+)
+
+// maxUsersAsked is how many users one request may ask for.
+const maxUsersAsked = 1000
+
+// users tells of each user in a list whether it is online, in the order of the list. One that comes twice is told of twice.
+func (w *web) users(ctx context.Context, _ *http.Request, body []byte) ([]byte, error) {
+	ids, refused := decodeUsersAsked(body, w.service.options.Limits)
+	if refused != nil {
+		return nil, refused
+	}
+	conns, err := w.service.countConns(ctx, ids)
+	if err != nil {
+		return nil, err
+	}
+	b := []byte(`{"users":[`)
+	for i, id := range ids {
+		b = appendText(append(b, ","[:min(i, 1)]...), `{"userId":`, id)
+		b = strconv.AppendBool(append(b, `,"online":`...), conns[id] > 0)
+		b = append(appendNumber(b, `,"conns":`, int64(conns[id])), '}')
+	}
+	return append(b, "]}"...), nil
+}
+
+// decodeUsersAsked reads the body of a request that asks for users. Doubles count.
+func decodeUsersAsked(body []byte, lim Limits) ([]string, *Error) {
+	var users []byte
+	if err := readFields(body, field{"userIds", &users}); err != nil {
+		return nil, err
+	}
+	if users == nil {
+		return nil, invalid("userIds is missing")
+	}
+	list, ok := splitArray(users)
+	switch {
+	case !ok || len(list) == 0:
+		return nil, invalid("userIds must be an array of at least one id")
+	case len(list) > maxUsersAsked:
+		return nil, &Error{Code: CodeTooManyUsers, Message: fmt.Sprintf("userIds may hold at most %d ids", maxUsersAsked)}
+	}
+	ids := make([]string, len(list))
+	for i, element := range list {
+		var err *Error
+		if ids[i], err = decodeID("each of userIds", element, lim); err != nil {
+			return nil, err
+		}
+	}
+	return ids, nil
+}
