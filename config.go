@@ -26,6 +26,7 @@ type Config struct {
 	ReaperLookback time.Duration
 	NodeLease      time.Duration
 	Grace          time.Duration // 0 = none
+	LastSeen       time.Duration // 0 = not kept
 	DrainWait      time.Duration // 0 = none
 	Drain          time.Duration // 0 = close all sockets at once
 	Batch          time.Duration
@@ -186,6 +187,7 @@ func (s setting) refuse(value string) error {
 func settings() []setting {
 	const (
 		minute, hour, week = 60_000, 3_600_000, 604_800_000 // milliseconds
+		year               = 365 * 24 * hour
 		mebibyte, many     = 1 << 20, 1_000_000_000
 	)
 	return []setting{
@@ -233,6 +235,7 @@ func settings() []setting {
 		checked("PRESENCE_LOG_FORMAT", "text", "text or json", validLogFormat, func(c *Config) *string { return &c.LogFormat }),
 		milliseconds("PRESENCE_BATCH_MS", "250", 10, minute, func(c *Config) *time.Duration { return &c.Batch }),
 		integer("PRESENCE_MAX_WATCHED_USERS", 500, 1, many, func(c *Config) *int { return &c.MaxWatchedUsers }),
+		milliseconds("PRESENCE_LAST_SEEN_MS", "604800000", 0, 10*year, func(c *Config) *time.Duration { return &c.LastSeen }),
 	}
 }
 
@@ -260,13 +263,13 @@ func withoutDefault(s setting) setting {
 }
 
 // milliseconds is a duration from low to high, without a default if that is "".
-func milliseconds(name, defaultText string, low, high int, field func(*Config) *time.Duration) setting {
+func milliseconds(name, defaultText string, low, high int64, field func(*Config) *time.Duration) setting {
 	return setting{
 		name:        name,
 		defaultText: defaultText,
 		allowed:     fmt.Sprintf("a whole number of milliseconds from %d to %d", low, high),
 		set: func(c *Config, value string) bool {
-			n, err := strconv.Atoi(value)
+			n, err := strconv.ParseInt(value, 10, 64)
 			if err != nil || n < low || n > high {
 				return false
 			}

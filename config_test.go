@@ -51,7 +51,7 @@ func TestEverySetting(t *testing.T) {
 		"PRESENCE_JWT_SECRET=0123456789abcdef0123456789abcdef", "PRESENCE_JWT_ISSUER=i", "PRESENCE_JWT_AUDIENCE=a",
 		"PRESENCE_API_KEY=k", "PRESENCE_SHARDED_PUBSUB=true", "PRESENCE_SOCKETIO_ADAPTER=false",
 		"PRESENCE_PONG_KEEPS_ALIVE=1", "PRESENCE_WEBHOOK_URL=https://hook", "PRESENCE_WEBHOOK_SECRET=s",
-		"PRESENCE_DEMO=0", "PRESENCE_LOG_LEVEL=error", "PRESENCE_LOG_FORMAT=json",
+		"PRESENCE_LAST_SEEN_MS=2147483648", "PRESENCE_DEMO=0", "PRESENCE_LOG_LEVEL=error", "PRESENCE_LOG_FORMAT=json",
 	}
 	want := Config{
 		RedisURL: "rediss://u:p@h:1/2", RedisURLGiven: true, RedisUsername: "v", TTL: 300 * time.Millisecond, ReaperInterval: 50 * time.Millisecond,
@@ -60,7 +60,7 @@ func TestEverySetting(t *testing.T) {
 		MaxIDBytes: 1, MaxStateBytes: 2, MaxStateDepth: 18, MaxRoomsPerSocket: 3, MaxRoomMembers: 4, MaxWatchedUsers: 5, RatePerSecond: 6,
 		RateBurst: 17, MaxInputPerSecond: 20, MaxInputBytesPerSecond: 21, MaxMessageBytes: 256, MaxPollBytes: 257, MaxUnsentBytes: 9, MaxUnsentTotalBytes: 12, MaxRoomBytesPerSecond: 22, MaxConnections: 11, MaxConnectionsPerAddress: 10,
 		Origins: []string{"https://a.example"}, JWTSecret: "0123456789abcdef0123456789abcdef", JWTIssuer: "i", JWTAudience: "a",
-		APIKey: "k", ShardedPubSub: true, PongKeepsAlive: true, WebhookURL: "https://hook", WebhookSecret: "s",
+		LastSeen: 2147483648 * time.Millisecond, APIKey: "k", ShardedPubSub: true, PongKeepsAlive: true, WebhookURL: "https://hook", WebhookSecret: "s",
 		LogLevel: slog.LevelError, LogFormat: "json",
 	}
 	got, warnings, errs := loadConfig(environ)

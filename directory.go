@@ -7,8 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync/atomic"
-
-	"github.com/redis/go-redis/v9"
+	"time"
 )
 
 const (
@@ -77,15 +76,34 @@ type userConn struct {
 	entry Entry
 }
 
-// whereabouts are the connections of a user, by room and connection. The index tells where to look, the rooms what is true.
-func (s *Service) whereabouts(ctx context.Context, user string) ([]userConn, error) {
-	p, err := s.places(ctx, user)
-	if err != nil {
-		return nil, err
+// whereabouts are the connections of a user, by room and connection, and when the last one went if there is none (0 = not known).
+// The index tells where to look, the rooms what is true.
+func (s *Service) whereabouts(ctx context.Context, user string) (all []userConn, lastSeen int64, err error) {
+	for began := time.Now(); ; pause(ctx, staleEntriesPause/2) {
+		p, err := s.places(ctx, user)
+		if err != nil {
+			return nil, 0, err
+		}
+		if all, err = s.findPlaces(ctx, user, p); err != nil || len(all) > 0 {
+			return all, 0, err
+		}
+		if !s.mayNote(p) || time.Since(began) > noteWithin {
+			return nil, p.lastSeen, nil
+		}
 	}
+}
+
+// noteWithin is how long it takes after a leave to note when that was, if nothing fails.
+const noteWithin = 3 * staleEntriesPause
+
+// mayNote tells whether the leave of a user who is offline may be about to be noted: the index has places that the user has left.
+func (s *Service) mayNote(p places) bool { return s.options.LastSeen > 0 && len(p.conns) > 0 }
+
+// findPlaces are the connections of a user that are in their rooms, by room and connection.
+func (s *Service) findPlaces(ctx context.Context, user string, p places) ([]userConn, error) {
 	rooms := slices.Collect(maps.Keys(p.conns))
 	found := make([][]userConn, len(rooms))
-	err = inParallel(directoryWorkers, len(rooms), func(i int) (err error) {
+	err := inParallel(directoryWorkers, len(rooms), func(i int) (err error) {
 		found[i], err = s.findAll(ctx, rooms[i], user, p.conns[rooms[i]])
 		return err
 	})
@@ -98,18 +116,22 @@ func (s *Service) whereabouts(ctx context.Context, user string) ([]userConn, err
 
 // places are where a user is, as the index has it.
 type places struct {
-	ts     int64               // milliseconds, Redis' clock
-	server string              // the process of Redis that has the index, "" if that is not to be known
-	conns  map[string][]string // by room
+	ts       int64               // milliseconds, Redis' clock
+	server   string              // the process of Redis that has the index, "" if that is not to be known
+	lastSeen int64               // milliseconds, Redis' clock, of the user's last leave of a room; 0 = not known
+	conns    map[string][]string // by room
 }
 
 func (s *Service) places(ctx context.Context, user string) (places, error) {
-	answer, err := s.run(ctx, s.scripts.places, []string{userKey(user)})
+	answer, err := s.run(ctx, s.scripts.places, userKeys(user))
 	if err != nil {
 		return places{}, err
 	}
 	p := places{ts: answer.int(0), server: answer.text(1), conns: map[string][]string{}}
-	for i := 2; i < len(answer); i++ {
+	if s.options.LastSeen > 0 {
+		p.lastSeen = answer.int(2)
+	}
+	for i := 3; i < len(answer); i++ {
 		conn, room, _ := strings.Cut(answer.text(i), ":")
 		p.conns[room] = append(p.conns[room], conn)
 	}
@@ -125,25 +147,6 @@ func (s *Service) online(ctx context.Context, user string, p places) (bool, erro
 		}
 	}
 	return false, nil
-}
-
-// indexed tells which of the users have an index.
-func (s *Service) indexed(ctx context.Context, users []string) ([]bool, error) {
-	counts := make([]*redis.IntCmd, len(users))
-	_, err := s.rdb.Pipelined(ctx, func(pipe redis.Pipeliner) error {
-		for i, user := range users {
-			counts[i] = pipe.Exists(ctx, userKey(user))
-		}
-		return nil
-	})
-	if err != nil {
-		return nil, unavailable(err)
-	}
-	there := make([]bool, len(users))
-	for i, count := range counts {
-		there[i] = count.Val() == 1
-	}
-	return there, nil
 }
 
 // findAll are those of the connections that are in the room as this user.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"maps"
 	"slices"
-	"strconv"
 )
 
 // watch answers presence:watch: from then on the client is told of a room that it need not be in, or of users.
@@ -96,11 +95,10 @@ func (c *connection) watchUsers(ctx context.Context, users []string, id ackID) e
 		return tooManyUsers(c.maxUsers)
 	}
 	c.charge(&c.budget.others, len(users)/eventUsers)
-	err := c.userWatchers.watch(ctx, c.client, users, func(online []bool) {
+	err := c.userWatchers.watch(ctx, c.client, users, func(known []userOnline) {
 		b := []byte(`{"ok":true,"users":[`)
-		for i, user := range users {
-			b = appendText(append(b, ","[:min(i, 1)]...), `{"userId":`, user)
-			b = append(strconv.AppendBool(append(b, `,"online":`...), online[i]), '}')
+		for i, user := range known {
+			b = append(user.appendJSON(append(b, ","[:min(i, 1)]...)), '}')
 		}
 		c.client.ack(id, append(b, "]}"...))
 	})

@@ -228,7 +228,7 @@ func (w *web) user(ctx context.Context, r *http.Request) ([]byte, error) {
 	if err := checkID("userId", id, w.service.options.Limits.IDBytes); err != nil {
 		return nil, err
 	}
-	conns, err := w.service.whereabouts(ctx, id)
+	conns, lastSeen, err := w.service.whereabouts(ctx, id)
 	if err != nil {
 		return nil, err
 	}
@@ -243,7 +243,11 @@ func (w *web) user(ctx context.Context, r *http.Request) ([]byte, error) {
 		b = append(appendText(b, `{"roomId":`, c.room), ',')
 		b = append(b, c.entry.appendJSON(nil)[1:]...)
 	}
-	return append(b, "]}"...), nil
+	b = append(b, ']')
+	if lastSeen > 0 {
+		b = appendNumber(b, `,"lastSeenMs":`, lastSeen)
+	}
+	return append(b, '}'), nil
 }
 
 func (w *web) kick(ctx context.Context, r *http.Request) ([]byte, error) {

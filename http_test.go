@@ -36,6 +36,7 @@ type apiAnswer struct {
 	Rev            int64
 	Count, Users   int
 	Online         *bool
+	LastSeenMs     int64
 	Members        []wireEntry
 	Conns          []struct {
 		wireEntry

@@ -16,15 +16,19 @@ func (w *web) users(ctx context.Context, _ *http.Request, body []byte) ([]byte, 
 	if refused != nil {
 		return nil, refused
 	}
-	conns, err := w.service.countConns(ctx, ids)
+	all, err := w.service.statuses(ctx, ids)
 	if err != nil {
 		return nil, err
 	}
 	b := []byte(`{"users":[`)
 	for i, id := range ids {
 		b = appendText(append(b, ","[:min(i, 1)]...), `{"userId":`, id)
-		b = strconv.AppendBool(append(b, `,"online":`...), conns[id] > 0)
-		b = append(appendNumber(b, `,"conns":`, int64(conns[id])), '}')
+		b = strconv.AppendBool(append(b, `,"online":`...), all[id].conns > 0)
+		b = appendNumber(b, `,"conns":`, int64(all[id].conns))
+		if all[id].lastSeen > 0 {
+			b = appendNumber(b, `,"lastSeenMs":`, all[id].lastSeen)
+		}
+		b = append(b, '}')
 	}
 	return append(b, "]}"...), nil
 }

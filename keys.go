@@ -130,6 +130,26 @@ func userKey(user string) string {
 	return keyPrefix + "user:" + user + ":conns"
 }
 
+// lastSeenKey is a string in the slot of userKey: milliseconds, Redis' clock, of the user's last leave of a room. It expires
+// Options.LastSeen after that.
+//
+// A user's id with a hash tag puts both keys into its slot. Else the slot of userKey is that of its whole text, which is the hash tag
+// here; a text that cannot be one, because of a brace in it, is matched by a suffix.
+func lastSeenKey(user string) string {
+	index := userKey(user)
+	switch {
+	case hashTag(index) != index:
+		return keyPrefix + "user:" + user + ":last_seen"
+	case !strings.Contains(user, "}"):
+		return keyPrefix + "last_seen:{" + index + "}"
+	default:
+		return inSlotOf(index, keyPrefix+"user:"+user+":last_seen:")
+	}
+}
+
+// userKeys are the KEYS of a script that works on the index of a user.
+func userKeys(user string) []string { return []string{userKey(user), lastSeenKey(user)} }
+
 // lostNodes is in the place of a user, and no user's id: its channel carries that a node was lost, which may have removed
 // members and told nobody that their users went.
 const lostNodes = "\n"
@@ -163,6 +183,39 @@ func roomOfChannel(channel string) (room string, ok bool) {
 		return "", false
 	}
 	return strings.CutSuffix(rest, eventsSuffix)
+}
+
+// inSlotOf is the prefix with three letters or digits behind it that put it into the slot of a key. Neither has a hash tag.
+func inSlotOf(key, prefix string) string {
+	const letters, slots = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ", 16384
+	want, begun := crc16(0, key)%slots, crc16(0, prefix)
+	for _, a := range letters {
+		for _, b := range letters {
+			pair := string(a) + string(b)
+			before := crc16(begun, pair)
+			for _, c := range letters {
+				if crc16(before, string(c))%slots == want {
+					return prefix + pair + string(c)
+				}
+			}
+		}
+	}
+	return prefix // three of 62 characters reach every slot
+}
+
+// crc16 goes on with the checksum by which a cluster assigns keys to slots: CRC16 (XMODEM).
+func crc16(crc uint16, text string) uint16 {
+	for _, c := range []byte(text) {
+		crc ^= uint16(c) << 8
+		for range 8 {
+			carry := crc&0x8000 != 0
+			crc <<= 1
+			if carry {
+				crc ^= 0x1021
+			}
+		}
+	}
+	return crc
 }
 
 // hashTag is the part of a key that decides where in a cluster it is.

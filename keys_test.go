@@ -25,6 +25,9 @@ func TestKeysAreThoseOfTheProtocol(t *testing.T) {
 		kickKey("lobby", "c1"):   "prs:kick:{room:lobby}:c1",
 		userKey("ann"):           "prs:user:ann:conns",
 		userField("lobby", "c1"): "c1:lobby",
+		lastSeenKey("ann"):       "prs:last_seen:{prs:user:ann:conns}",
+		lastSeenKey("{ann}"):     "prs:user:{ann}:last_seen",
+		lastSeenKey("ann}"):      "prs:user:ann}:last_seen:0G8",
 		probeChannel("p1"):       "prs:probe:p1",
 		eventsPattern:            "prs:{room:*}:events",
 		strings.Join(scriptKeys("r", "a", "b"), " "): "prs:{room:r}:conn_meta prs:{room:r}:members prs:{room:r}:last_seen " +
@@ -116,6 +119,26 @@ func FuzzKeysOfOneRoomShareASlot(f *testing.F) {
 		}
 		if back, ok := roomOfChannel(k.events()); !ok || back != room {
 			t.Errorf("the room of %q is %q, %t, want %q", k.events(), back, ok, room)
+		}
+	})
+}
+
+func FuzzKeysOfOneUserShareASlot(f *testing.F) {
+	for _, user := range []string{"ann", "{", "}", "}{", "{}", "a}b{c}", "{a}{b}", "日本語", "prs:user:{x}:last_seen", "x:last_seen:00f"} {
+		f.Add(user, "ann")
+	}
+	f.Add("{prs:user:ann:conns}", "ann")
+	f.Fuzz(func(t *testing.T, user, other string) {
+		if checkID("userId", user, 200) != nil || checkID("userId", other, 200) != nil {
+			return
+		}
+		if index, key := userKey(user), lastSeenKey(user); hashSlot(index) != hashSlot(key) {
+			t.Errorf("%q is in slot %d, %q in %d", index, hashSlot(index), key, hashSlot(key))
+		}
+		for _, key := range userKeys(other) {
+			if user != other && (key == userKey(user) || key == lastSeenKey(user)) {
+				t.Errorf("%q is a key of %q and of %q", key, user, other)
+			}
 		}
 	})
 }

@@ -13,7 +13,7 @@ import (
 
 // Modules and the files that may know them. Every other file, and every other module, goes without.
 var knownBy = map[string][]string{
-	"github.com/redis/go-redis/v9":      {"presence.go", "presence_cluster.go", "presence_read.go", "presence_scripts.go", "presence_subscribe.go", "reaper_contact.go", "bridge.go", "bridge_lines.go", "pipeline.go", "directory.go", "broadcast.go", "redis.go", "redis_answers.go", "redis_login.go", "node.go", "main.go"},
+	"github.com/redis/go-redis/v9":      {"presence.go", "presence_cluster.go", "presence_read.go", "presence_scripts.go", "presence_subscribe.go", "reaper_contact.go", "bridge.go", "bridge_lines.go", "pipeline.go", "directory_users.go", "broadcast.go", "redis.go", "redis_answers.go", "redis_login.go", "node.go", "main.go"},
 	"github.com/alicebob/miniredis/v2":  {"embedded.go"},
 	"github.com/gobwas/":                {"engineio.go", "frame.go", "frame_read.go", "limits.go", "session.go", "websocket.go"},
 	"github.com/golang-jwt/jwt/v5":      {"auth.go", "tokens.go", "token_keys.go"},

@@ -123,6 +123,7 @@ func (n *node) wire(config Config) {
 		Limits:         Limits{IDBytes: config.MaxIDBytes, StateBytes: config.MaxStateBytes, StateDepth: config.MaxStateDepth},
 		MaxMembers:     config.MaxRoomMembers,
 		Grace:          config.Grace,
+		LastSeen:       cmp.Or(config.LastSeen, -1),
 		Sharded:        config.ShardedPubSub,
 		Logger:         n.log,
 		OnCall:         n.metrics.called,

@@ -78,14 +78,17 @@ type userWatchers struct {
 
 // watchedUser is a user whom somebody here watches. The lock of userWatchers guards it.
 type watchedUser struct {
-	id      string
-	by      map[*client]struct{} // who is told
-	waiting int                  // requests that are going to be in by
-	known   chan struct{}        // closed once it is known whether the user is online
-	settled bool                 // that it is closed
-	online  bool
-	server  string    // the process of Redis that had the index at the last look
-	lostAt  time.Time // when data of the user were found to be lost
+	id       string
+	by       map[*client]struct{} // who is told
+	waiting  int                  // requests that are going to be in by
+	known    chan struct{}        // closed once it is known whether the user is online
+	settled  bool                 // that it is closed
+	online   bool
+	onlineAt int64     // milliseconds, Redis' clock, of the last look that found the user online
+	lastSeen int64     // milliseconds, Redis' clock, when the last connection went before the user was offline last; 0 = not known
+	seenAt   time.Time // when this node learnt that
+	server   string    // the process of Redis that had the index at the last look
+	lostAt   time.Time // when data of the user were found to be lost
 
 	causes cause // why it is looked at; 0 = it is not
 	fresh  bool  // a cause came after the last look began
@@ -116,22 +119,22 @@ func (o *userWatchers) close() {
 
 // watch has a client told of users from now on. answer is called with what is known of each, in one step with the
 // beginning, so that nothing is missed and nothing comes before it.
-func (o *userWatchers) watch(ctx context.Context, c *client, ids []string, answer func(online []bool)) error {
+func (o *userWatchers) watch(ctx context.Context, c *client, ids []string, answer func([]userOnline)) error {
 	list := o.await(ids)
 	err := o.learn(ctx, list)
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	online := make([]bool, len(list))
+	known := make([]userOnline, len(list))
 	for i, w := range list {
 		w.waiting--
-		online[i] = w.online
+		known[i] = o.tell(w, w.online)
 		if err == nil {
 			w.by[c] = struct{}{}
 		}
 		o.forget(w)
 	}
 	if err == nil {
-		answer(online)
+		answer(known)
 	}
 	return err
 }
@@ -263,11 +266,35 @@ func (w *watchedUser) stop() {
 	}
 }
 
-// tell sends one frame to all who watch the user. o.mu is held.
+// userOnline is what clients are told of a user.
+type userOnline struct {
+	id       string
+	online   bool
+	lastSeen int64 // milliseconds, Redis' clock, when the last connection of a user who is offline went; 0 = not known
+}
+
+// appendJSON appends the open beginning.
+func (u userOnline) appendJSON(b []byte) []byte {
+	b = appendText(b, `{"userId":`, u.id)
+	b = strconv.AppendBool(append(b, `,"online":`...), u.online)
+	if u.lastSeen > 0 {
+		b = appendNumber(b, `,"lastSeenMs":`, u.lastSeen)
+	}
+	return b
+}
+
+// tell is what clients are told of a user who is online or not. o.mu is held.
+func (o *userWatchers) tell(w *watchedUser, online bool) userOnline {
+	u := userOnline{id: w.id, online: online}
+	if !online && time.Since(w.seenAt) < o.service.options.LastSeen {
+		u.lastSeen = w.lastSeen
+	}
+	return u
+}
+
+// notifyWatchers sends one frame to all who watch the user. o.mu is held.
 func (o *userWatchers) notifyWatchers(w *watchedUser, online bool, ts int64) {
-	b := appendText(nil, `{"userId":`, w.id)
-	b = strconv.AppendBool(append(b, `,"online":`...), online)
-	b = append(appendNumber(b, `,"ts":`, ts), '}')
+	b := append(appendNumber(o.tell(w, online).appendJSON(nil), `,"ts":`, ts), '}')
 	f := eventFrame(eventUser, b)
 	for c := range w.by {
 		c.send(f)

@@ -31,10 +31,10 @@ func (o *userWatchers) lookAtNew(ctx context.Context, list []*watchedUser) {
 		}
 		o.mu.Lock() // once for all: others want it for each user
 		for i, w := range some {
-			if there[i] {
+			if there[i].there {
 				o.lookAt(w, causeDoubt)
 			} else {
-				o.takeOver(w, false, places{}, causeDoubt, 0)
+				o.takeOver(w, false, places{lastSeen: there[i].lastSeen}, causeDoubt, 0)
 			}
 		}
 		o.mu.Unlock()
@@ -64,7 +64,7 @@ func (o *userWatchers) pulse() {
 	o.mu.Lock()
 	missing := 0
 	for i, id := range users {
-		if w := o.users[id]; w != nil && w.online && w.causes == 0 && !there[i] {
+		if w := o.users[id]; w != nil && w.online && w.causes == 0 && !there[i].there {
 			missing++
 		}
 	}
@@ -238,12 +238,21 @@ func (o *userWatchers) takeOver(w *watchedUser, online bool, p places, why cause
 		w.lostAt = time.Now()
 	}
 	w.server = cmp.Or(p.server, w.server)
+	if online {
+		w.onlineAt = p.ts
+	}
 	switch {
 	case o.users[w.id] != w:
 		return true
 	case !online && w.online && (missing < why.hold() || o.healing(w)):
 		return false
-	case online != w.online && w.settled:
+	case !online && !w.settled && missing < noteWithin && o.service.mayNote(p):
+		return false
+	}
+	if !online && o.service.options.LastSeen > 0 {
+		w.noteSeen(p, missing)
+	}
+	if online != w.online && w.settled {
 		o.notifyWatchers(w, online, p.ts)
 	}
 	w.online = online
@@ -252,6 +261,18 @@ func (o *userWatchers) takeOver(w *watchedUser, online bool, p places, why cause
 		close(w.known)
 	}
 	return online || why&causeComing == 0 || missing >= onlineComing
+}
+
+// noteSeen takes over when the last connection of a user who is offline went. Where Redis does not know of that leave, as after
+// a loss of data, it is when the user was first missing.
+func (w *watchedUser) noteSeen(p places, missing time.Duration) {
+	seen := p.lastSeen
+	if w.online && seen < w.onlineAt {
+		seen = p.ts - missing.Milliseconds()
+	}
+	if seen > w.lastSeen {
+		w.lastSeen, w.seenAt = seen, time.Now()
+	}
 }
 
 // healing tells whether the user may be about to be put back. o.mu is held.

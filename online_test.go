@@ -18,6 +18,8 @@ type wireUser struct {
 	UserID string
 	Online bool
 	TS     int64
+
+	LastSeenMs int64
 }
 
 // watching is a client that watches users.

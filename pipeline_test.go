@@ -337,7 +337,7 @@ func TestACommandWithNeitherAnswerNorErrorIsAnError(t *testing.T) {
 		}
 	}
 	s := startService(t, silentRedis{miniRedis(t).open(t)}, Options{})
-	if _, err := s.whereabouts(t.Context(), "ann"); !isUnavailable(err) || !errors.Is(err, errNoAnswer) {
+	if _, _, err := s.whereabouts(t.Context(), "ann"); !isUnavailable(err) || !errors.Is(err, errNoAnswer) {
 		t.Errorf("the error is %v", err)
 	}
 }

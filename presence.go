@@ -21,6 +21,7 @@ type Options struct {
 	Limits         Limits        // default 200 bytes for an id, 16384 bytes and 64 levels for a state
 	MaxMembers     int           // connections in a room; default no limit
 	Grace          time.Duration // how long a broken connection is held back, at most Lookback; default not at all
+	LastSeen       time.Duration // how long it is kept when a user was last seen; default a week, negative = not at all
 	Sharded        bool          // publish to sharded Pub/Sub (Redis 7 Cluster)
 	Logger         *slog.Logger  // default slog.Default()
 
@@ -62,6 +63,7 @@ func newService(rdb redis.UniversalClient, o Options, loaded scripts) *Service {
 	o.ReaperInterval = cmp.Or(o.ReaperInterval, 3*time.Second)
 	o.NodeLease = cmp.Or(o.NodeLease, 10*time.Second)
 	o.Grace = min(o.Grace, o.Lookback)
+	o.LastSeen = cmp.Or(o.LastSeen, 7*24*time.Hour)
 	o.Limits.IDBytes = cmp.Or(o.Limits.IDBytes, 200)
 	o.Limits.StateBytes = cmp.Or(o.Limits.StateBytes, 16384)
 	o.Limits.StateDepth = cmp.Or(o.Limits.StateDepth, 64)

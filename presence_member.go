@@ -50,7 +50,7 @@ func (s *Service) join(ctx context.Context, m Member, floor int64) (Member, erro
 			}
 			s.options.OnLeave(ReasonDisconnected, (len(answer)-4)/2)
 			for i := 4; i+1 < len(answer); i += 2 {
-				s.unindexUser(ctx, Member{Room: m.Room, User: m.User, Conn: answer.text(i), Epoch: answer.int(i + 1)})
+				s.unindexNow(ctx, []Member{{Room: m.Room, User: m.User, Conn: answer.text(i), Epoch: answer.int(i + 1)}})
 			}
 			return m, nil
 		case "epoch":
@@ -268,10 +268,8 @@ func (s *Service) remove(ctx context.Context, room string, how removal, list []i
 	switch {
 	case how.own || !how.indexedAt.IsZero():
 		s.unindexLater(gone, how.indexedAt)
-	case len(gone) == 1:
-		s.unindexUser(ctx, gone[0])
 	default:
-		s.unindexAll(placesOf(gone))
+		s.unindexNow(ctx, gone)
 	}
 	return answer.int(0), gone, nil
 }
@@ -286,7 +284,7 @@ func (s *Service) kick(ctx context.Context, room, conn, newest string, floor int
 		return err
 	case answer.verdict() == "ok":
 		s.options.OnLeave(ReasonKicked, 1)
-		s.unindexUser(ctx, Member{Room: room, Conn: conn, User: answer.text(1), Epoch: answer.int(2)})
+		s.unindexNow(ctx, []Member{{Room: room, Conn: conn, User: answer.text(1), Epoch: answer.int(2)}})
 		return nil
 	case answer.verdict() == "missing":
 		return notJoined()

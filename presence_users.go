@@ -33,20 +33,50 @@ func (s *Service) indexUser(ctx context.Context, m Member, epoch int64) error {
 	return err
 }
 
-// unindexUser forgets where a user was.
-func (s *Service) unindexUser(ctx context.Context, gone Member) {
-	_ = s.unindexPlaces(ctx, gone.User, map[string]staleEntry{userField(gone.Room, gone.Conn): {epoch: gone.Epoch}})
+// unindexNow forgets where users were whose members left, and keeps when that was.
+func (s *Service) unindexNow(ctx context.Context, gone []Member) {
+	users := placesOf(gone)
+	if len(gone) > 1 {
+		s.seenLater(s.unindexAll(users))
+		return
+	}
+	for user, places := range users {
+		if s.unindexPlaces(ctx, user, places) != nil {
+			s.seenLater(users)
+		}
+	}
+}
+
+// seenLater tries again to keep when users were last seen. Their places stay in the index: a node may have put the members back.
+func (s *Service) seenLater(failed map[string]map[string]staleEntry) {
+	if len(failed) == 0 || s.options.LastSeen <= 0 {
+		return
+	}
+	for _, places := range failed {
+		for field, p := range places {
+			p.epoch = 0
+			places[field] = p
+		}
+	}
+	s.stale.putBack(failed)
+	s.stale.mu.Lock()
+	defer s.stale.mu.Unlock()
+	s.dropSoon()
 }
 
 // unindexPlaces forgets many at once. The index may hold too much, so a failure is no harm but that who watches the user
 // learns late.
 func (s *Service) unindexPlaces(ctx context.Context, user string, places map[string]staleEntry) error {
-	args := make([]any, 0, 1+2*len(places))
-	args = append(args, s.announce)
+	args := make([]any, 3, 3+2*len(places))
+	var last time.Time
 	for field, d := range places {
 		args = append(args, field, d.epoch)
+		if d.leftAt.After(last) {
+			last = d.leftAt
+		}
 	}
-	_, err := s.run(ctx, s.scripts.unindexUser, []string{userKey(user)}, args...)
+	args[0], args[1], args[2] = s.announce, max(s.options.LastSeen.Milliseconds(), 0), time.Since(last).Milliseconds()
+	_, err := s.run(ctx, s.scripts.unindexUser, userKeys(user), args...)
 	if err != nil {
 		s.options.Logger.Debug("a user's index keeps connections that left", "error", err)
 	}
@@ -74,8 +104,9 @@ type staleEntries struct {
 }
 
 type staleEntry struct {
-	epoch     int64
+	epoch     int64 // 0 = the index keeps the place
 	indexedAt time.Time
+	leftAt    time.Time
 }
 
 // cancel drops the entry of a member that comes back, and returns when the index was told of it. Zero = it is not there.
@@ -103,6 +134,7 @@ func (d *staleEntries) takeAll() (users map[string]map[string]staleEntry, busy b
 func (s *Service) unindexLater(gone []Member, indexedAt time.Time) {
 	s.stale.mu.Lock()
 	defer s.stale.mu.Unlock()
+	now := time.Now()
 	for _, m := range gone {
 		if s.stale.users == nil {
 			s.stale.users = map[string]map[string]staleEntry{}
@@ -110,9 +142,16 @@ func (s *Service) unindexLater(gone []Member, indexedAt time.Time) {
 		if s.stale.users[m.User] == nil {
 			s.stale.users[m.User] = map[string]staleEntry{}
 		}
-		s.stale.users[m.User][userField(m.Room, m.Conn)] = staleEntry{m.Epoch, indexedAt}
+		s.stale.users[m.User][userField(m.Room, m.Conn)] = staleEntry{m.Epoch, indexedAt, now}
 	}
-	if !s.stale.busy && len(gone) > 0 && s.ctx.Err() == nil {
+	if len(gone) > 0 {
+		s.dropSoon()
+	}
+}
+
+// dropSoon has stale places taken out. s.stale.mu is held.
+func (s *Service) dropSoon() {
+	if !s.stale.busy && s.ctx.Err() == nil {
 		s.stale.busy = true
 		s.keep(s.options.Logger, "index of users", s.dropStale, nil)
 	}
@@ -142,7 +181,7 @@ func (d *staleEntries) putBack(users map[string]map[string]staleEntry) {
 	}
 	for user, places := range users {
 		for field, p := range places {
-			places[field] = staleEntry{epoch: p.epoch}
+			places[field] = staleEntry{epoch: p.epoch, leftAt: p.leftAt}
 		}
 		maps.Copy(places, d.users[user])
 		d.users[user] = places
@@ -152,11 +191,12 @@ func (d *staleEntries) putBack(users map[string]map[string]staleEntry) {
 // placesOf are the places that members left, by user and field.
 func placesOf(gone []Member) map[string]map[string]staleEntry {
 	users := map[string]map[string]staleEntry{}
+	now := time.Now()
 	for _, m := range gone {
 		if users[m.User] == nil {
 			users[m.User] = map[string]staleEntry{}
 		}
-		users[m.User][userField(m.Room, m.Conn)] = staleEntry{epoch: m.Epoch}
+		users[m.User][userField(m.Room, m.Conn)] = staleEntry{epoch: m.Epoch, leftAt: now}
 	}
 	return users
 }

@@ -11,8 +11,8 @@ func TestAnIndexThatWasPerhapsTidiedIsWrittenAnew(t *testing.T) {
 			s, room := startService(t, rdb, Options{}), uniqueRoom(t)
 			user := "user of " + room
 			m := mustJoin(t, s, room, user, "a", `{}`)
-			s.unindexUser(t.Context(), Member{Room: room, User: user, Conn: "nobody"}) // loads the script
-			s.stale.busy = true                                                        // the test tidies
+			s.unindexNow(t.Context(), []Member{{Room: room, User: user, Conn: "nobody"}}) // loads the script
+			s.stale.busy = true                                                           // the test tidies
 			if _, _, err := s.remove(t.Context(), room, removal{reason: ReasonLeft, indexedAt: m.indexedAt}, []incarnation{{"a", m.Epoch}}); err != nil {
 				t.Fatal(err)
 			}
