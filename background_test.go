@@ -243,7 +243,7 @@ func TestTheBroadcasterGoesOnAfterAPanic(t *testing.T) {
 	b, other := newBroadcaster(rdb, local, testLogger(t)), newBroadcaster(rdb, &trappedSockets{}, testLogger(t))
 	t.Cleanup(func() { b.close(); other.close() })
 	eventually(t, patience, "it delivers again", func() bool {
-		message, err := encodeMessage(other.uid, "room", "event", nil)
+		message, err := encodeMessage(other.uid, []string{"room"}, "event", nil)
 		must(t, err)
 		must(t, rdb.Publish(t.Context(), adapterChannel+"room#", message).Err())
 		return local.steps.Load() > 1

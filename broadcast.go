@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/json"
@@ -11,6 +10,7 @@ import (
 	"math"
 	"strconv"
 	"strings"
+	"sync/atomic"
 
 	"github.com/redis/go-redis/v9"
 	"github.com/vmihailenco/msgpack/v5"
@@ -28,8 +28,14 @@ const (
 	packetEvent    = 2 // of Socket.IO's packet types
 )
 
-// maxNesting bounds the arrays and maps within each other in an application event.
-const maxNesting = 200
+const (
+	// maxNesting bounds the arrays and maps within each other in an argument of an
+	// application event.
+	maxNesting = 200
+
+	// messageNesting is how many are around an argument.
+	messageNesting = 3
+)
 
 // localSockets are the sockets of this node.
 type localSockets interface {
@@ -44,10 +50,13 @@ type localSockets interface {
 // go this way.
 type broadcaster struct {
 	*background
-	uid   string // whose messages are our own, coming back
+	uid   string // begins those of our own messages, which come back
 	rdb   redis.UniversalClient
 	local localSockets
 	log   *slog.Logger
+
+	emitted atomic.Uint64 // messages of emit so far
+	own     ownMessages
 }
 
 // newBroadcaster subscribes, and delivers to the local sockets until close.
@@ -67,7 +76,7 @@ func (b *broadcaster) close() {
 // error, which then means that those of others may not have.
 func (b *broadcaster) Broadcast(ctx context.Context, room, event string, args ...any) error {
 	if reservedEvent(event) {
-		return fmt.Errorf("%q is a name that Socket.IO keeps for itself", event)
+		return fmt.Errorf("%q is a name of Socket.IO or of presence", event)
 	}
 	encoded := make([][]byte, len(args))
 	for i, arg := range args {
@@ -76,7 +85,7 @@ func (b *broadcaster) Broadcast(ctx context.Context, room, event string, args ..
 			return fmt.Errorf("argument %d of %q: %w", i, event, err)
 		}
 	}
-	message, err := encodeMessage(b.uid, room, event, encoded)
+	message, err := encodeMessage(b.uid, []string{room}, event, encoded)
 	if err != nil {
 		return fmt.Errorf("encode %q: %w", event, err)
 	}
@@ -101,13 +110,13 @@ func (b *broadcaster) publish(ctx context.Context, channel string, message []byt
 	return master.Publish(ctx, channel, message).Err()
 }
 
-// reservedEvent tells whether a Socket.IO client takes the event for one of its own.
+// reservedEvent tells whether a client takes the event for one of Socket.IO or of presence.
 func reservedEvent(name string) bool {
 	switch name {
 	case "connect", "connect_error", "disconnect", "disconnecting", "newListener", "removeListener":
 		return true
 	}
-	return false
+	return strings.HasPrefix(name, presencePrefix)
 }
 
 // listen subscribes anew whenever the subscription is lost. What is sent meanwhile
@@ -129,14 +138,14 @@ func (b *broadcaster) listen(ctx context.Context) {
 	}
 }
 
-// deliver hands a message to the local sockets, unless it is our own, not for them, or
-// not to be understood: anybody may publish on these channels.
+// deliver hands a message to the local sockets, unless it is our own and they have it,
+// not for them, or not to be understood: anybody may publish on these channels.
 func (b *broadcaster) deliver(payload string) {
 	m, err := decodeMessage(payload)
 	switch {
 	case err != nil:
 		b.log.Debug("application event ignored", "error", err)
-	case m.uid != b.uid:
+	case !strings.HasPrefix(m.uid, b.uid), b.own.take(m.uid):
 		b.local.broadcast(m.rooms, m.except, eventFrame(m.event, m.args...))
 	}
 }
@@ -150,67 +159,11 @@ type adapterMessage struct {
 	args   [][]byte // JSON
 }
 
-// encodeMessage gives the message as the adapter would send it.
-func encodeMessage(uid, room, event string, args [][]byte) ([]byte, error) {
-	data := []any{event}
-	for _, arg := range args {
-		d := json.NewDecoder(bytes.NewReader(arg))
-		d.UseNumber()
-		var value any
-		if err := d.Decode(&value); err != nil {
-			return nil, err
-		}
-		value, err := withNumbers(value)
-		if err != nil {
-			return nil, err
-		}
-		data = append(data, value)
-	}
-	var out bytes.Buffer
-	e := msgpack.NewEncoder(&out)
-	e.UseCompactInts(true)
-	err := e.Encode([]any{
-		uid,
-		map[string]any{"type": packetEvent, "data": data, "nsp": adapterNsp},
-		map[string]any{"rooms": []string{room}, "except": []string{}, "flags": map[string]any{}},
-	})
-	return out.Bytes(), err
-}
-
-// withNumbers replaces the text of numbers by numbers, in place where it can: whole
-// ones keep all their digits as long as they have 64 bits.
-func withNumbers(value any) (any, error) {
-	var err error
-	switch v := value.(type) {
-	case json.Number:
-		if n, err := strconv.ParseInt(v.String(), 10, 64); err == nil {
-			return n, nil
-		}
-		if n, err := strconv.ParseUint(v.String(), 10, 64); err == nil {
-			return n, nil
-		}
-		return v.Float64()
-	case []any:
-		for i := range v {
-			if v[i], err = withNumbers(v[i]); err != nil {
-				return nil, err
-			}
-		}
-	case map[string]any:
-		for key := range v {
-			if v[key], err = withNumbers(v[key]); err != nil {
-				return nil, err
-			}
-		}
-	}
-	return value, nil
-}
-
 // decodeMessage reads what the adapter or the emitter sends. What has no form in
 // JSON, binary data above all, is an error, as is any packet but an event of the
 // namespace "/".
 func decodeMessage(payload string) (m adapterMessage, err error) {
-	text, err := (&transcoder{msgpack.NewDecoder(strings.NewReader(payload))}).appendValue(nil, maxNesting)
+	text, err := (&transcoder{msgpack.NewDecoder(strings.NewReader(payload))}).appendValue(nil, messageNesting+maxNesting)
 	if err != nil {
 		return m, err
 	}

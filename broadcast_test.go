@@ -62,7 +62,7 @@ func (l *localEars) waitForSubscription(t *testing.T, rdb redis.UniversalClient)
 	t.Helper()
 	room := uniqueRoom(t)
 	publish := func(event string) error {
-		message, err := encodeMessage("test", room, event, nil)
+		message, err := encodeMessage("test", []string{room}, event, nil)
 		must(t, err)
 		return rdb.Publish(t.Context(), adapterChannel+room+"#", message).Err()
 	}
@@ -350,7 +350,7 @@ func TestDecodeMessage(t *testing.T) {
 // FuzzDecodeMessage looks for a message that makes the decoder panic, or come to a
 // result that is no frame of JSON.
 func FuzzDecodeMessage(f *testing.F) {
-	message, err := encodeMessage("uid", "room", "event", [][]byte{[]byte(`{"a":[1,-1.5e9,"x",null,true]}`)})
+	message, err := encodeMessage("uid", []string{"room"}, "event", [][]byte{[]byte(`{"a":[1,-1.5e9,"x",null,true]}`)})
 	if err != nil {
 		f.Fatal(err)
 	}

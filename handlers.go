@@ -14,6 +14,9 @@ import (
 // answerWithin bounds the time from the arrival of a request to its answer.
 const answerWithin = 2 * time.Second
 
+// presencePrefix begins the names of all events of the presence protocol, also of those to come.
+const presencePrefix = "presence:"
+
 // The events of the presence protocol.
 const (
 	eventJoin      = "presence:join"

@@ -22,12 +22,14 @@ const (
 	httpNotFound         Code = "not_found"
 	httpMethodNotAllowed Code = "method_not_allowed"
 	httpTooLarge         Code = "payload_too_large"
+	httpAdapterOff       Code = "adapter_off"
 )
 
 // web answers what comes by HTTP and is no Socket.IO.
 type web struct {
 	service *Service
 	hub     *hub
+	casts   *broadcaster                     // nil = there are no application events
 	apiKey  string                           // "" = no /v1
 	unready func(ctx context.Context) *Error // why clients should go elsewhere, nil = they should not
 	log     *slog.Logger
@@ -35,10 +37,13 @@ type web struct {
 	wasUnready atomic.Bool
 }
 
+// accepted is the body of an answer that says that the request will be carried out.
+var accepted = []byte{}
+
 // route is one request that operators and programs may make.
 type route struct {
 	method, path string
-	respond      func(ctx context.Context, r *http.Request) (body []byte, err error) // no body = 204
+	respond      func(ctx context.Context, r *http.Request) (body []byte, err error) // nil = 204, accepted = 202
 }
 
 func (w *web) routes() []route {
@@ -50,6 +55,8 @@ func (w *web) routes() []route {
 		routes = append(routes,
 			route{http.MethodGet, "/v1/rooms", w.rooms},
 			route{http.MethodGet, "/v1/rooms/{roomId}", w.room},
+			route{http.MethodPost, "/v1/rooms/{roomId}/emit", withBody(w.emitToRoom)},
+			route{http.MethodPost, "/v1/emit", withBody(w.emitToAll)},
 			route{http.MethodPost, "/v1/users", withBody(w.users)},
 			route{http.MethodGet, "/v1/users/{userId}", w.user},
 			route{http.MethodDelete, "/v1/rooms/{roomId}/conns/{connId}", w.kick},
@@ -126,6 +133,8 @@ func (w *web) answer(at route, out http.ResponseWriter, r *http.Request) {
 	switch {
 	case err == nil && body == nil:
 		out.WriteHeader(http.StatusNoContent)
+	case err == nil && len(body) == 0:
+		out.WriteHeader(http.StatusAccepted)
 	case err == nil:
 		writeJSON(out, http.StatusOK, body)
 	default:
@@ -283,6 +292,8 @@ func statusOf(code Code) int {
 		return http.StatusNotFound
 	case httpMethodNotAllowed:
 		return http.StatusMethodNotAllowed
+	case httpAdapterOff:
+		return http.StatusConflict
 	case httpTooLarge:
 		return http.StatusRequestEntityTooLarge
 	}

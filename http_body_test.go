@@ -39,7 +39,9 @@ func (a apiAnswer) wantRefusal(t testing.TB, what string, status int, code Code)
 
 // postRoutes are the routes that take a body, each with one that it takes.
 var postRoutes = map[string]string{
-	"/v1/users": `{"userIds":["ann"]}`,
+	"/v1/users":           `{"userIds":["ann"]}`,
+	"/v1/emit":            `{"event":"a"}`,
+	"/v1/rooms/room/emit": `{"event":"a"}`,
 }
 
 func TestBodiesThatNoRouteTakes(t *testing.T) {

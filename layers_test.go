@@ -13,12 +13,12 @@ import (
 
 // Modules and the files that may know them. Every other file, and every other module, goes without.
 var knownBy = map[string][]string{
-	"github.com/redis/go-redis/v9":      {"presence.go", "presence_cluster.go", "presence_read.go", "presence_scripts.go", "presence_subscribe.go", "reaper_contact.go", "bridge.go", "bridge_lines.go", "pipeline.go", "directory_users.go", "broadcast.go", "redis.go", "redis_answers.go", "redis_login.go", "node.go", "main.go"},
+	"github.com/redis/go-redis/v9":      {"presence.go", "presence_cluster.go", "presence_read.go", "presence_scripts.go", "presence_subscribe.go", "reaper_contact.go", "bridge.go", "bridge_lines.go", "pipeline.go", "directory_users.go", "broadcast.go", "broadcast_emit.go", "redis.go", "redis_answers.go", "redis_login.go", "node.go", "main.go"},
 	"github.com/alicebob/miniredis/v2":  {"embedded.go"},
 	"github.com/gobwas/":                {"engineio.go", "frame.go", "frame_read.go", "limits.go", "session.go", "websocket.go"},
 	"github.com/golang-jwt/jwt/v5":      {"auth.go", "tokens.go", "token_keys.go"},
 	"github.com/prometheus/":            {"metrics.go"},
-	"github.com/vmihailenco/msgpack/v5": {"broadcast.go"},
+	"github.com/vmihailenco/msgpack/v5": {"broadcast.go", "broadcast_encode.go"},
 }
 
 // Functions and the only files, tests aside, that may mention them. "*" stands for everything of the package.

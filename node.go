@@ -145,7 +145,7 @@ func (n *node) wire(config Config) {
 	mux := http.NewServeMux()
 	mux.Handle("/socket.io/", n.sockets)
 	mountPage(mux, config.Demo, rand.Text()[:6])
-	site := &web{service: n.service, hub: n.hub, apiKey: config.APIKey, unready: n.unready, log: n.log}
+	site := &web{service: n.service, hub: n.hub, casts: n.casts, apiKey: config.APIKey, unready: n.unready, log: n.log}
 	mux.Handle("GET /metrics", n.metrics.handler(n.log))
 	n.server = newHTTPServer(site.before(mux))
 }

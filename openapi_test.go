@@ -109,6 +109,10 @@ func TestAnswersAreAsTheOpenAPIFileSays(t *testing.T) {
 		{"/v1/users/{userId}", "get", "/v1/users/%00", 400, ""},
 		{"/v1/rooms/{roomId}/conns/{connId}", "delete", "/v1/rooms/home/conns/nobody", 404, ""},
 		{"/v1/rooms/{roomId}/conns/{connId}", "delete", "/v1/rooms/home/conns/" + u.id, 204, ""},
+		{"/v1/rooms/{roomId}/emit", "post", "/v1/rooms/home/emit", 202, `{"event":"chat","args":[1]}`},
+		{"/v1/rooms/{roomId}/emit", "post", "/v1/rooms/%00/emit", 400, `{"event":"chat"}`},
+		{"/v1/emit", "post", "/v1/emit", 202, `{"event":"chat"}`},
+		{"/v1/emit", "post", "/v1/emit", 400, `{"event":"connect"}`},
 		{"/v1/users", "post", "/v1/users", 200, `{"userIds":["ann","nobody"]}`},
 		{"/v1/users", "post", "/v1/users", 400, `{"userIds":"ann"}`},
 		{"/v1/users", "post", "/v1/users", 413, strings.Repeat(" ", maxBody+1)},
@@ -136,7 +140,7 @@ func TestAnswersAreAsTheOpenAPIFileSays(t *testing.T) {
 		}
 	}
 	codes := doc.Components.Schemas["Error"].Properties["code"].Enum
-	for _, code := range []Code{CodeInvalidPayload, CodeUnauthorized, CodeNotJoined, CodeUnavailable, CodeShuttingDown, httpNotFound, httpMethodNotAllowed, CodeTooManyUsers, httpTooLarge} {
+	for _, code := range []Code{CodeInvalidPayload, CodeUnauthorized, CodeNotJoined, CodeUnavailable, CodeShuttingDown, httpNotFound, httpMethodNotAllowed, CodeTooManyUsers, httpTooLarge, httpAdapterOff} {
 		if !slices.Contains(codes, string(code)) {
 			t.Errorf("the file does not know the code %s", code)
 		}
