@@ -1,9 +1,5 @@
 package main
 
-import (
-	"encoding/json"
-)
-
 // message is an event and the room's revision before it.
 type message struct {
 	prev int64
@@ -37,7 +33,7 @@ func parseMessage(payload string) (message, bool) {
 		m.Reason = Reason(c.until(`"`))
 	}
 	c.after(`,"state":`)
-	m.State = json.RawMessage(c.until("}"))
+	m.State, m.DeviceID = c.stateAndDevice()
 	sane := m.prev < m.Rev && m.Rev <= maxRevision && m.Epoch <= maxRevision
 	known := m.Type == EventJoin || m.Type == EventUpdate || m.Type == EventLeave
 	return m, !c.failed && c.rest == "" && known && sane

@@ -176,7 +176,7 @@ func (c *connection) kicked(ctx context.Context, m *membership) error {
 	if err := m.room.reach(ctx, m.kickRev); err != nil {
 		return err
 	}
-	m.room.tellKicked(m.Conn, m.Epoch, m.kickRev)
+	m.room.tellKicked(m.Conn, m.Epoch, m.kickRev, cmp.Or(m.kickReason, m.expelledFor()))
 	c.forget(m)
 	return notJoined()
 }

@@ -26,7 +26,7 @@ func (c *connection) join(ctx context.Context, payload []byte, id ackID) ([]byte
 		if err := c.roomForOneMore(); err != nil {
 			return nil, err
 		}
-		m = &membership{room: c.hub.acquire(p.RoomID), mu: newOperationLock[ofMembership]()}
+		m = &membership{room: c.hub.acquire(p.RoomID), to: c.client, mu: newOperationLock[ofMembership]()}
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -38,7 +38,7 @@ func (c *connection) join(ctx context.Context, payload []byte, id ackID) ([]byte
 		}
 	}
 	arrived := time.Now()
-	wish := Member{Room: p.RoomID, User: p.UserID, Conn: c.client.ID(), State: p.State, Epoch: m.Epoch, restoreInFlight: m.restoreInFlight}
+	wish := Member{Room: p.RoomID, User: p.UserID, Conn: c.client.ID(), Device: p.DeviceID, State: p.State, Epoch: m.Epoch, restoreInFlight: m.restoreInFlight}
 	joined, err := c.enter(ctx, m.room, wish, p.tellingPayload, id)
 	switch {
 	case err == nil:

@@ -32,7 +32,7 @@ func (m *membership) lives() bool {
 	return !m.ended && !m.expelled() && m.Epoch != 0 && time.Now().Before(m.expiresAt)
 }
 
-// expelled tells whether the member's present incarnation was kicked, even if Redis has lost the fence. m.mu is held.
+// expelled tells whether the member's present incarnation was removed for good, by a kick or for its device, even if Redis has lost the fence. m.mu is held.
 func (m *membership) expelled() bool { return m.Epoch <= m.kicked.Load() && !m.rejoinInFlight }
 
 // stands tells, without waiting, whether the member has to be in its room.

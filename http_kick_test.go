@@ -71,7 +71,7 @@ func TestAKickIsFinalThoughItsMessageIsLost_G8(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		answer, err := silently.run(t.Context(), silently.scripts.kick, fencedKeys(room, u.id), "elsewhere", "PUBLISH", literal(room), 0, u.id, 60_000)
+		answer, err := silently.run(t.Context(), silently.scripts.kick, fencedKeys(room, u.id), "elsewhere", "PUBLISH", literal(room), 0, u.id, 60_000, "", "kicked")
 		if err != nil || answer.verdict() != "ok" {
 			t.Fatal(answer, err)
 		}
@@ -125,7 +125,7 @@ func TestASilentClientLearnsOfAKickWhoseMessageIsLost(t *testing.T) {
 		n, room := startNodeFor(t, b), uniqueRoom(t)
 		witness, u := n.member(t, room, "witness", "{}"), n.member(t, room, "ann", "{}")
 		s := startService(t, b.open(t), Options{})
-		answer, err := s.run(t.Context(), s.scripts.kick, fencedKeys(room, u.id), "elsewhere", "PUBLISH", literal(room), 0, u.id, 60_000)
+		answer, err := s.run(t.Context(), s.scripts.kick, fencedKeys(room, u.id), "elsewhere", "PUBLISH", literal(room), 0, u.id, 60_000, "", "kicked")
 		if err != nil || answer.verdict() != "ok" {
 			t.Fatal(answer, err)
 		}

@@ -74,6 +74,10 @@ func (k roomKeys) origin() string { return k.prefix + "origin" }
 // too many. It expires an hour after the last of them has to leave.
 func (k roomKeys) held() string { return k.prefix + "held" }
 
+// devices is a hash: user and device → connection of the member with that device. It may name too many. It expires two lookbacks,
+// and not within an hour, after the last join of a member with a device, or after a reaper last looked at the room.
+func (k roomKeys) devices() string { return k.prefix + "devices" }
+
 // events is the channel that carries each change of the room once.
 func (k roomKeys) events() string { return k.prefix + "events" }
 
@@ -98,8 +102,8 @@ func leaseProbeKeys() []string { return []string{leasesKey, nodeRoomsKey("probe"
 
 const kickPrefix = keyPrefix + "kick:"
 
-// kickKey is a string: the epoch up to which an operator has removed the connection for good. It expires after two
-// lookbacks, and not within an hour.
+// kickKey is a string: the epoch up to which the connection was removed for good, by an operator, or with ".5" behind it by a member
+// with the same device. It expires after two lookbacks, and not within an hour.
 func kickKey(room, conn string) string {
 	return kickPrefix + "{room:" + room + "}:" + conn
 }
@@ -119,9 +123,18 @@ func scriptKeys(room string, conns ...string) []string {
 	return keys
 }
 
-// fencedKeys are the KEYS of a script that heeds or sets the kick fence of a connection.
-func fencedKeys(room, conn string) []string {
-	return append(scriptKeys(room, conn), kickKey(room, conn))
+// fencedKeys are the KEYS of a script that heeds or sets the kick fence of a connection, and may have others leave.
+func fencedKeys(room, conn string, others ...string) []string {
+	keys := append(scriptKeys(room, conn), kickKey(room, conn))
+	return append(keysOfOthers(keys, room, others), keysOf(room).devices())
+}
+
+// keysOfOthers adds the keys of connections that a script may have leave.
+func keysOfOthers(keys []string, room string, others []string) []string {
+	for _, conn := range others {
+		keys = append(keys, connKey(room, conn), kickKey(room, conn))
+	}
+	return keys
 }
 
 // userKey is a hash: "connection:room" → an epoch not above that of the connection there. It expires two lookbacks

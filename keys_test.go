@@ -20,6 +20,7 @@ func TestKeysAreThoseOfTheProtocol(t *testing.T) {
 		k.conns():                "prs:{room:lobby}:conns",
 		k.origin():               "prs:{room:lobby}:origin",
 		k.held():                 "prs:{room:lobby}:held",
+		k.devices():              "prs:{room:lobby}:devices",
 		k.events():               "prs:{room:lobby}:events",
 		connKey("lobby", "c1"):   "prs:conn:{room:lobby}:c1",
 		kickKey("lobby", "c1"):   "prs:kick:{room:lobby}:c1",
@@ -112,7 +113,7 @@ func FuzzKeysOfOneRoomShareASlot(f *testing.F) {
 		}
 		k := keysOf(room)
 		want := hashSlot(k.events())
-		for _, key := range append(scriptKeys(room, "c1", "c2"), k.held()) {
+		for _, key := range append(fencedKeys(room, "c1", "c2"), k.held()) {
 			if got := hashSlot(key); got != want {
 				t.Errorf("%q is in slot %d, the room's channel in %d", key, got, want)
 			}
@@ -164,7 +165,7 @@ func FuzzNoTwoPlacesShareAKey(f *testing.F) {
 		}
 		owner := map[string]string{}
 		for _, room := range []string{room1, room2} {
-			for _, key := range append(keysOf(room).indices(), keysOf(room).held(), keysOf(room).events()) {
+			for _, key := range append(keysOf(room).indices(), keysOf(room).held(), keysOf(room).devices(), keysOf(room).events()) {
 				if other, taken := owner[key]; taken && other != room {
 					t.Errorf("rooms %q and %q share %q", other, room, key)
 				}

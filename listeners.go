@@ -235,13 +235,16 @@ func (l *listeners) tell(c change) {
 	if to := l.withoutEvents[c.ConnID]; to != nil {
 		h.cast(h.encode.event(c.Event), []receiver{to})
 	}
-	if c.Reason == ReasonKicked {
+	if c.final {
 		l.tellRemoved(c.Event)
 	}
 }
 
 // member is the local receiver of a connection that is in the room, nil if there is none.
 func (l *listeners) member(conn string) receiver {
+	if m := l.room.owned[conn]; m != nil && l.subscriptions[m.to].chosen[asMember] != 0 {
+		return m.to
+	}
 	for to, s := range l.subscriptions {
 		if to.ID() == conn && s.chosen[asMember] != 0 {
 			return to
@@ -260,7 +263,7 @@ func (l *listeners) hasten(conn string) {
 	}
 }
 
-// tellRemoved ends the membership of a local socket that was kicked, whatever its connection knows as yet. One that gets batches
+// tellRemoved ends the membership of a local socket that was removed for good, whatever its connection knows as yet. One that gets batches
 // would not get this one, and is told now.
 func (l *listeners) tellRemoved(e Event) {
 	to := l.member(e.ConnID)

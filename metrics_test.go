@@ -104,8 +104,8 @@ func TestMetricsCountFaults(t *testing.T) {
 	n := startNodeFor(t, b, "PRESENCE_REAPER_INTERVAL_MS=20")
 	u := n.member(t, "home", "ann", "{}")
 	silently := startService(t, b.open(t), Options{})
-	keys := fencedKeys("home", "c1")
-	if _, err := silently.run(t.Context(), silently.scripts.join, keys[:7], silently.publishArgs("elsewhere", 0, "c1", "bob", `"bob"`, "{}", "", "", 60_000, 0, "home")...); err != nil {
+	keys := append(scriptKeys("home", "c1"), keysOf("home").devices())
+	if _, err := silently.run(t.Context(), silently.scripts.join, keys, silently.publishArgs("elsewhere", 0, "c1", "bob", `"bob"`, "{}", "", "", 60_000, 0, "home", "", 60_000)...); err != nil {
 		t.Fatal(err)
 	}
 	u.ok(eventHeartbeat, `{"patchState":{"a":1}}`)

@@ -290,7 +290,7 @@ func TestALeaveThatANodeDidNotTellIsFoundWithItsLoss(t *testing.T) {
 				t.Fatal(err)
 			}
 			u.hears("ann", true)
-			_, err = n.service.run(t.Context(), n.service.scripts.remove, scriptKeys("r", "c"), n.service.publishArgs("r", 0, string(ReasonLeft), "", "", "", "c", "")...)
+			_, err = n.service.run(t.Context(), n.service.scripts.remove, append(scriptKeys("r", "c"), keysOf("r").devices()), n.service.publishArgs("r", 0, string(ReasonLeft), "", "", "", "c", "")...)
 			if err != nil {
 				t.Fatal(err)
 			}

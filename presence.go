@@ -219,7 +219,7 @@ func (s *Service) Kick(ctx context.Context, room, conn string) error {
 	if err := s.checkPlace(room, conn); err != nil {
 		return err
 	}
-	return s.kick(ctx, room, conn, "", 0)
+	return s.kick(ctx, room, conn, "", ReasonKicked, 0)
 }
 
 func staleEpoch(current int64) *Error {

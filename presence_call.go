@@ -33,6 +33,14 @@ func (r reply) text(i int) string {
 	return text
 }
 
+// texts are those from a place on.
+func (r reply) texts(from int) (list []string) {
+	for i := from; i < len(r); i++ {
+		list = append(list, r.text(i))
+	}
+	return list
+}
+
 func (r reply) verdict() string { return r.text(0) }
 
 func (r reply) int(i int) int64 {

@@ -30,7 +30,10 @@ func (s *Service) hold(ctx context.Context, m Member, within time.Duration, sile
 
 // keysWithHeld are the KEYS of a script that knows of held-back connections where there are any.
 func (s *Service) keysWithHeld(room string, conns ...string) []string {
-	keys := scriptKeys(room, conns...)
+	return s.addHeld(scriptKeys(room, conns...), room)
+}
+
+func (s *Service) addHeld(keys []string, room string) []string {
 	if s.options.Grace > 0 {
 		keys = append(keys, keysOf(room).held())
 	}

@@ -54,6 +54,7 @@ func TestKeysOfAnotherTypeAreMended(t *testing.T) {
 		"rev":       func(r string) string { return keysOf(r).revision() },
 		"conns":     func(r string) string { return keysOf(r).conns() },
 		"held":      func(r string) string { return keysOf(r).held() },
+		"devices":   func(r string) string { return keysOf(r).devices() },
 		"conn hash": func(r string) string { return connKey(r, "a") },
 		"user":      func(string) string { return userKey("ann-of-another-type") },
 	}
@@ -64,7 +65,7 @@ func TestKeysOfAnotherTypeAreMended(t *testing.T) {
 				t.Run(op.name+", "+name, func(t *testing.T) {
 					room := uniqueRoom(t)
 					mustJoin(t, s, room, "bob", "b", `{"other":1}`)
-					m := mustJoin(t, s, room, "ann-of-another-type", "a", `{"n":1}`)
+					m := mustJoinFrom(t, s, room, "ann-of-another-type", "a", "d", `{"n":1}`)
 					before := mustRead(t, s, room).Rev
 					spoil(t, s.rdb, key(room))
 					if err := op.do(t.Context(), s, &m); err != nil {
@@ -72,7 +73,7 @@ func TestKeysOfAnotherTypeAreMended(t *testing.T) {
 					}
 					v := mustRead(t, s, room) // reads whatever the operation has not met
 					if name != "user" {
-						if kind := s.rdb.Type(t.Context(), key(room)).Val(); kind == "list" && name != "conn hash" && name != "held" {
+						if kind := s.rdb.Type(t.Context(), key(room)).Val(); kind == "list" && name != "conn hash" && name != "held" && name != "devices" {
 							t.Errorf("%s is still a list", name)
 						}
 					}

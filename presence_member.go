@@ -11,29 +11,31 @@ import (
 // Member is a connection in a room as its owner knows it.
 type Member struct {
 	Room, User, Conn string
+	Device           string // "" = none; a user has one member with a device in a room
 	Node             string // its owner, A–Z a–z 0–9 _ - only; "" = none
 	Epoch            int64
 	Rev              int64 // the room's revision when this connection last changed
 	State            json.RawMessage
 
-	kickRev int64 // not above the revision at which an operator removed it, 0 = that is not known
+	kickRev    int64  // not above the revision at which it was removed for good, 0 = that is not known
+	kickReason Reason // why; "" = that is not known
 
 	noRestore       bool      // known from Redis only: once it has left, it is not put back
 	indexedAt       time.Time // when its user's index was last told of it, zero = perhaps never
 	restoreInFlight bool      // putting it back had an unknown outcome: it may still be done
 }
 
-// join writes m as a new incarnation in place of the one with m.Epoch (0 = none) and returns it as it is then. What was held
-// back of its user leaves with it. The room's index entry must be there. floor is the highest revision of the room that the
+// join writes m as a new incarnation in place of the one with m.Epoch (0 = none) and returns it as it is then. Its user's other
+// member with its device, and what was held back of its user, leave with it. The room's index entry must be there. floor is the highest revision of the room that the
 // caller knows.
 func (s *Service) join(ctx context.Context, m Member, floor int64) (Member, error) {
-	var held []any // connections of the user, as far as they are known to be held back
+	var others []string // connections of the user, as far as they are known to leave
 	m.indexedAt = s.stale.cancel(m)
 	for ctx.Err() == nil {
 		if err := s.indexIfDue(ctx, &m, max(m.Epoch, floor)+1); err != nil {
 			return m, err
 		}
-		answer, err := s.tryJoin(ctx, m, held, floor)
+		answer, err := s.tryJoin(ctx, m, others, floor)
 		if err != nil {
 			return m, err
 		}
@@ -48,15 +50,12 @@ func (s *Service) join(ctx context.Context, m Member, floor int64) (Member, erro
 			if replaced := answer.text(2); replaced != "" {
 				s.unindexLater([]Member{{Room: m.Room, User: replaced, Conn: m.Conn, Epoch: answer.int(3)}}, time.Time{})
 			}
-			s.options.OnLeave(ReasonDisconnected, (len(answer)-4)/2)
-			for i := 4; i+1 < len(answer); i += 2 {
-				s.unindexNow(ctx, []Member{{Room: m.Room, User: m.User, Conn: answer.text(i), Epoch: answer.int(i + 1)}})
-			}
+			s.leftWith(ctx, m, answer[4:])
 			return m, nil
 		case "epoch":
 			m.Epoch, m.indexedAt = answer.int(1), time.Time{} // who removed another one takes it out of the index
-		case "held":
-			held = answer[1:]
+		case "others":
+			others = answer.texts(1)
 		case "full":
 			return m, &Error{Code: CodeRoomFull, Message: fmt.Sprintf("the room has its %d connections", s.options.MaxMembers)}
 		default:
@@ -66,18 +65,39 @@ func (s *Service) join(ctx context.Context, m Member, floor int64) (Member, erro
 	return m, unavailable(ctx.Err())
 }
 
-func (s *Service) tryJoin(ctx context.Context, m Member, held []any, floor int64) (reply, error) {
+// leftWith is told who left with the join of m: connection, epoch and reason of each.
+func (s *Service) leftWith(ctx context.Context, m Member, list reply) {
+	var gone []Member
+	for i := 0; i+2 < len(list); i += 3 {
+		gone = append(gone, Member{Room: m.Room, User: m.User, Conn: list.text(i), Epoch: list.int(i + 1)})
+		s.options.OnLeave(Reason(list.text(i+2)), 1)
+	}
+	s.unindexNow(ctx, gone)
+}
+
+// deviceArg is a device as the scripts take it; "" = none.
+func deviceArg(device string) string {
+	if device == "" {
+		return ""
+	}
+	return literal(device)
+}
+
+// fenceLife is how long, in milliseconds, fences and the index of devices last.
+func (s *Service) fenceLife() int64 { return max(2*s.options.Lookback, time.Hour).Milliseconds() }
+
+func (s *Service) tryJoin(ctx context.Context, m Member, others []string, floor int64) (reply, error) {
 	replaces := ""
 	if m.Epoch != 0 {
 		replaces = strconv.FormatInt(m.Epoch, 10)
 	}
-	conns := []string{m.Conn}
-	for i := range held {
-		conns = append(conns, reply(held).text(i))
-	}
 	args := s.publishArgs(m.Room, floor, m.Conn, m.User, literal(m.User), []byte(m.State), replaces, m.Node,
-		s.options.TTL.Milliseconds(), s.options.MaxMembers, m.Room)
-	return s.run(ctx, s.scripts.join, s.keysWithHeld(m.Room, conns...), append(args, held...)...)
+		s.options.TTL.Milliseconds(), s.options.MaxMembers, m.Room, deviceArg(m.Device), s.fenceLife())
+	for _, conn := range others {
+		args = append(args, conn)
+	}
+	keys := s.addHeld(keysOfOthers(scriptKeys(m.Room, m.Conn), m.Room, others), m.Room)
+	return s.run(ctx, s.scripts.join, append(keys, keysOf(m.Room).devices()), args...)
 }
 
 // heartbeat refreshes m, merges patch into its state if there is one, and puts m back where the room has lost it. m
@@ -189,9 +209,10 @@ func (s *Service) putBack(ctx context.Context, m *Member, age time.Duration, flo
 	if err := s.indexIfDue(ctx, m, m.Epoch); err != nil {
 		return err
 	}
-	answer, err := s.run(ctx, s.scripts.restore, fencedKeys(m.Room, m.Conn),
-		s.publishArgs(m.Room, floor, m.Conn, m.User, literal(m.User), []byte(m.State), m.Epoch, m.Rev, m.Node,
-			s.options.TTL.Milliseconds(), (age+time.Since(began)).Milliseconds(), m.Room, m.noRestore)...)
+	answer, err := s.tryPutBack(ctx, m, age+time.Since(began), nil, floor)
+	if answer.verdict() == "others" {
+		answer, err = s.tryPutBack(ctx, m, age+time.Since(began), answer.texts(1), floor)
+	}
 	switch {
 	case err != nil:
 		m.restoreInFlight = true
@@ -208,12 +229,22 @@ func (s *Service) putBack(ctx context.Context, m *Member, age time.Duration, flo
 	case answer.verdict() == "missing":
 		return notJoined()
 	case answer.verdict() == "kicked":
-		m.kickRev = answer.int(1)
+		m.kickRev, m.kickReason = answer.int(1), Reason(answer.text(2))
 		return notJoined()
 	default:
 		return answer.unexpected()
 	}
 	return nil
+}
+
+// tryPutBack calls the script. others are connections that are known to leave with it.
+func (s *Service) tryPutBack(ctx context.Context, m *Member, age time.Duration, others []string, floor int64) (reply, error) {
+	args := s.publishArgs(m.Room, floor, m.Conn, m.User, literal(m.User), []byte(m.State), m.Epoch, m.Rev, m.Node,
+		s.options.TTL.Milliseconds(), age.Milliseconds(), m.Room, m.noRestore, deviceArg(m.Device), s.fenceLife())
+	for _, conn := range others {
+		args = append(args, conn)
+	}
+	return s.run(ctx, s.scripts.restore, fencedKeys(m.Room, m.Conn, others...), args...)
 }
 
 // incarnation is a connection up to an epoch, 0 = any.
@@ -253,7 +284,8 @@ func (s *Service) remove(ctx context.Context, room string, how removal, list []i
 		conns = append(conns, i.conn)
 		args = append(args, i.conn, epoch)
 	}
-	answer, err := s.run(ctx, s.scripts.remove, s.keysWithHeld(room, conns...), args...)
+	keys := append(s.keysWithHeld(room, conns...), keysOf(room).devices())
+	answer, err := s.run(ctx, s.scripts.remove, keys, args...)
 	if err != nil || answer.verdict() == "late" {
 		return 0, nil, err
 	}
@@ -274,16 +306,15 @@ func (s *Service) remove(ctx context.Context, room string, how removal, list []i
 	return answer.int(0), gone, nil
 }
 
-// kick is Kick of an incarnation that is not newer than this epoch; "" = of any. floor is the highest revision of the room
-// that the caller knows.
-func (s *Service) kick(ctx context.Context, room, conn, newest string, floor int64) error {
-	fence := max(2*s.options.Lookback, time.Hour)
-	answer, err := s.run(ctx, s.scripts.kick, fencedKeys(room, conn), s.publishArgs(room, floor, conn, fence.Milliseconds(), newest)...)
+// kick is Kick of an incarnation that is not newer than this epoch; "" = of any. The reason is ReasonKicked or ReasonReplaced. floor is
+// the highest revision of the room that the caller knows.
+func (s *Service) kick(ctx context.Context, room, conn, newest string, reason Reason, floor int64) error {
+	answer, err := s.run(ctx, s.scripts.kick, fencedKeys(room, conn), s.publishArgs(room, floor, conn, s.fenceLife(), newest, string(reason))...)
 	switch {
 	case err != nil:
 		return err
 	case answer.verdict() == "ok":
-		s.options.OnLeave(ReasonKicked, 1)
+		s.options.OnLeave(reason, 1)
 		s.unindexNow(ctx, []Member{{Room: room, Conn: conn, User: answer.text(1), Epoch: answer.int(2)}})
 		return nil
 	case answer.verdict() == "missing":

@@ -20,7 +20,7 @@ func parseMeta(value string) (Member, bool) {
 	c.after(`,"userId":`)
 	m.User = c.literal()
 	c.after(`,"state":`)
-	m.State = json.RawMessage(c.until("}"))
+	m.State, m.Device = c.stateAndDevice()
 	return m, !c.failed && c.rest == ""
 }
 
@@ -65,6 +65,24 @@ func (c *fieldParser) until(mark string) string {
 	text := c.rest[:at]
 	c.rest = c.rest[at+len(mark):]
 	return text
+}
+
+// stateAndDevice gives what ends a value, without its brace: a state, and a device or "".
+func (c *fieldParser) stateAndDevice() (state json.RawMessage, device string) {
+	const mark = `,"deviceId":`
+	text := c.until("}")
+	if !strings.HasSuffix(text, `"`) { // a state is an object, or null
+		return json.RawMessage(text), ""
+	}
+	at := strings.LastIndex(text, mark+`"`) // within a literal a quote has a backslash before it
+	if at < 0 {
+		c.failed = true
+		return nil, ""
+	}
+	rest := fieldParser{rest: text[at+len(mark):]}
+	device = rest.literal()
+	c.failed = c.failed || rest.failed || rest.rest != ""
+	return json.RawMessage(text[:at]), device
 }
 
 // literal gives the text behind a literal that func literal made.

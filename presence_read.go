@@ -109,7 +109,7 @@ func (s *Service) takeOver(members map[string]Entry, metas, seen map[string]stri
 			continue
 		}
 		score, _ := strconv.ParseFloat(seen[conn], 64)
-		m.User = strings.Clone(m.User) // else it keeps the whole value in memory
+		m.User, m.Device = strings.Clone(m.User), strings.Clone(m.Device) // else they keep the whole value in memory
 		members[conn] = s.entry(conn, m, int64(score))
 	}
 }
@@ -138,7 +138,7 @@ func (s *Service) entry(conn string, m Member, lastSeen int64) Entry {
 	if m.held() {
 		lastSeen += (s.options.Lookback - s.options.Grace).Milliseconds() // when it broke
 	}
-	return Entry{ConnID: conn, UserID: m.User, State: s.legible(conn, m.State), LastSeenMs: lastSeen, Epoch: m.Epoch, Rev: m.Rev}
+	return Entry{ConnID: conn, UserID: m.User, State: s.legible(conn, m.State), DeviceID: m.Device, LastSeenMs: lastSeen, Epoch: m.Epoch, Rev: m.Rev}
 }
 
 // pulse gives a room's revision, and by what a loss of its data is known.

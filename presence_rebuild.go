@@ -15,18 +15,22 @@ func (s *Service) rebuild(ctx context.Context, sc *script, keys []string) (err e
 		_, err = s.call(ctx, s.scripts.rebuildIndex, keys, kinds)
 		return err
 	}
-	return s.rebuildRoom(ctx, sc, keys)
+	return s.rebuildRoom(ctx, keys)
 }
 
 // rebuildRoom rebuilds the indices of a room part by part. A caller that finds it half done goes on from there.
-func (s *Service) rebuildRoom(ctx context.Context, sc *script, keys []string) error {
-	keys = slices.DeleteFunc(slices.Clone(keys), func(key string) bool { return strings.HasPrefix(key, kickPrefix) })
+func (s *Service) rebuildRoom(ctx context.Context, keys []string) error {
+	k := keysOf(roomOfKeys(keys))
+	keys = slices.DeleteFunc(slices.Clone(keys), func(key string) bool {
+		return strings.HasPrefix(key, kickPrefix) || key == k.held() || key == k.devices()
+	})
 	grace := s.options.Grace > 0
-	if grace && !sc.holds {
-		keys = append(keys, keysOf(roomOfKeys(keys)).held())
+	if grace {
+		keys = append(keys, k.held())
 	}
+	keys = append(keys, k.devices())
 	for ctx.Err() == nil {
-		answer, err := s.call(ctx, s.scripts.rebuild, keys, []any{grace, s.partOfRoom()})
+		answer, err := s.call(ctx, s.scripts.rebuild, keys, []any{grace, s.partOfRoom(), s.fenceLife()})
 		if err != nil || answer.verdict() == "ok" {
 			return err
 		}

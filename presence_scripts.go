@@ -7,7 +7,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"maps"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -134,7 +133,6 @@ var luaFiles embed.FS
 type script struct {
 	name           string
 	index          string // the types of the outer indices that it works on; "" = it works on a room
-	holds          bool   // its KEYS are keysWithHeld
 	tells          bool   // its answer may end with what lua/tell.lua adds
 	redis7, legacy scriptText
 }
@@ -174,21 +172,21 @@ func loadScripts(tell bool) scripts {
 	deletes := scriptKind{"#!lua flags=allow-oom\n", ""}
 	probes := scriptKind{"#!lua flags=allow-oom\n", "redis.call('PERSIST', KEYS[2])\n"} // as alwaysWorks, on a key that is not there
 	return scripts{
-		join:         loadTelling(writes, "", "base", "room", "held", "join"),
+		join:         loadTelling(writes, "", "base", "room", "held", "devices", "join"),
 		heartbeat:    loadScript(alwaysWorks, "", "base", "heartbeat"),
 		patch:        loadScript(writes, "", "base", "room", "patch"),
-		restore:      loadTelling(writes, "", "base", "room", "restore"),
-		remove:       loadTelling(alwaysWorks, "", "base", "room", "held", "remove"),
+		restore:      loadTelling(writes, "", "base", "room", "held", "devices", "restore"),
+		remove:       loadTelling(alwaysWorks, "", "base", "room", "held", "devices", "remove"),
 		hold:         loadScript(alwaysWorks, "", "base", "room", "held", "hold"),
 		read:         loadScript(alwaysWorks, "", "base", "room", "server", "loss", "read"),
 		places:       loadScript(deletes, "hash string", "base", "server", "places"),
 		pulse:        loadScript(alwaysWorks, "", "base", "room", "server", "loss", "pulse"),
 		overdue:      loadScript(alwaysWorks, "", "base", "room", "overdue"),
-		kick:         loadTelling(alwaysWorks, "", "base", "room", "kick"),
+		kick:         loadTelling(alwaysWorks, "", "base", "room", "held", "devices", "kick"),
 		count:        loadScript(alwaysWorks, "", "base", "room", "count"),
 		find:         loadScript(alwaysWorks, "", "base", "room", "find"),
 		owned:        loadScript(alwaysWorks, "", "base", "room", "owned"),
-		rebuild:      loadScript(alwaysWorks, "", "base", "room", "held", "loss", "rebuild"),
+		rebuild:      loadScript(alwaysWorks, "", "base", "room", "held", "devices", "loss", "rebuild"),
 		indexRoom:    loadScript(writes, "zset", "base", "index_room"),
 		claimRooms:   loadScript(indexWorks, "zset", "base", "claim_rooms"),
 		settleRooms:  loadScript(indexWorks, "zset", "settle_rooms"),
@@ -249,7 +247,6 @@ func newScript(kind scriptKind, index string, files []string, source string) *sc
 	return &script{
 		name:   files[len(files)-1],
 		index:  index,
-		holds:  slices.Contains(files, "held"),
 		redis7: newScriptText(kind.flags + source),
 		legacy: newScriptText(kind.plain + source),
 	}

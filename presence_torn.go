@@ -8,6 +8,6 @@ func (s *Service) rebuildTorn(ctx context.Context, room string, signs lossSigns)
 	if !signs.torn {
 		return
 	}
-	err := s.rebuildRoom(ctx, s.scripts.read, scriptKeys(room))
+	err := s.rebuildRoom(ctx, scriptKeys(room))
 	s.options.Logger.Warn("the indices of a room disagree: they are built anew", "room", room, "error", err)
 }

@@ -188,13 +188,13 @@ type overdueScan struct {
 
 // look runs a script that only reads a room, with Redis' TIME first in its answer. It tells for how long contact with the
 // room's master has lasted.
-func (r *reaper) look(ctx context.Context, j *contactTracker, sc *script, room string, args ...any) (answer reply, lasted time.Duration, err error) {
-	master, err := r.masterOf(ctx, keysOf(room).meta())
+func (r *reaper) look(ctx context.Context, j *contactTracker, sc *script, keys []string, args ...any) (answer reply, lasted time.Duration, err error) {
+	master, err := r.masterOf(ctx, keys[0])
 	if err != nil {
 		return nil, 0, err
 	}
 	began := time.Now()
-	if answer, err = r.service.run(ctx, sc, scriptKeys(room), args...); err != nil {
+	if answer, err = r.service.run(ctx, sc, keys, args...); err != nil {
 		r.lostContact(master)
 		return nil, 0, err
 	}
@@ -205,7 +205,8 @@ func (r *reaper) look(ctx context.Context, j *contactTracker, sc *script, room s
 
 func (r *reaper) overdue(ctx context.Context, room string) (overdueScan, error) {
 	s := r.service
-	answer, lasted, err := r.look(ctx, r.contact, s.scripts.overdue, room, s.options.Lookback.Milliseconds(), removeBatch)
+	keys := append(scriptKeys(room), keysOf(room).devices())
+	answer, lasted, err := r.look(ctx, r.contact, s.scripts.overdue, keys, s.options.Lookback.Milliseconds(), removeBatch, s.fenceLife())
 	if err != nil {
 		return overdueScan{}, err
 	}

@@ -128,7 +128,7 @@ func (r *reaper) sweep(ctx context.Context, room, node string) (found, gone int,
 // owned finds the connections of a node in a part of a room.
 func (r *reaper) owned(ctx context.Context, room, node, cursor string) (part overdueScan, next string, err error) {
 	s := r.service
-	answer, lasted, err := r.look(ctx, r.loss, s.scripts.owned, room, node, cursor, s.partOfRoom())
+	answer, lasted, err := r.look(ctx, r.loss, s.scripts.owned, scriptKeys(room), node, cursor, s.partOfRoom())
 	if err != nil {
 		return overdueScan{}, "", err
 	}

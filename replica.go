@@ -15,6 +15,7 @@ type replica struct {
 	entries members
 	users   map[string]int // connections of each user
 	version uint64         // raised by each change
+	latest  arrival        // of the last join or update that came as a message, if it has a device
 }
 
 func newReplica(room string) replica {
@@ -29,22 +30,46 @@ type change struct {
 	Event
 	before Entry
 	had    bool
+	final  bool // only a new join brings the connection back
+}
+
+// arrival is a member as far as its device matters.
+type arrival struct {
+	user, device, conn string
+	epoch              int64
+}
+
+// isFinal tells whether an event ends a membership for good: the member was kicked, or another one with its device came just before.
+// A leave as ReasonReplaced precedes the join of the same connection otherwise.
+func (p *replica) isFinal(e Event) bool {
+	byDevice := e.Reason == ReasonReplaced && e.DeviceID != "" && e.DeviceID == p.latest.device && e.UserID == p.latest.user &&
+		e.ConnID != p.latest.conn && e.Epoch < p.latest.epoch
+	return e.Type == EventLeave && (byDevice || e.Reason == ReasonKicked)
+}
+
+// noteLatest keeps who came or changed last, if it has a device.
+func (p *replica) noteLatest(e Event) {
+	p.latest = arrival{}
+	if e.DeviceID != "" { // parts of a message, which they would keep in memory
+		p.latest = arrival{strings.Clone(e.UserID), strings.Clone(e.DeviceID), strings.Clone(e.ConnID), e.Epoch}
+	}
 }
 
 func (p *replica) apply(e Event) change {
 	p.rev, p.stored = e.Rev, e.Rev
-	c := change{Event: e}
+	c := change{Event: e, final: p.isFinal(e)}
 	if e.Type == EventLeave {
 		c.before, c.had = p.drop(e.ConnID)
 		return c
 	}
+	p.noteLatest(e)
 	c.before, c.had = p.put(entryOfEvent(e))
 	return c
 }
 
 // entryOfEvent is the member after a join or an update.
 func entryOfEvent(e Event) Entry {
-	return Entry{ConnID: e.ConnID, UserID: e.UserID, State: e.State, LastSeenMs: e.TS, Epoch: e.Epoch, Rev: e.Rev}
+	return Entry{ConnID: e.ConnID, UserID: e.UserID, State: e.State, DeviceID: e.DeviceID, LastSeenMs: e.TS, Epoch: e.Epoch, Rev: e.Rev}
 }
 
 func (p *replica) put(e Entry) (before Entry, had bool) {
@@ -58,6 +83,11 @@ func (p *replica) put(e Entry) (before Entry, had bool) {
 		if had {
 			p.release(before.UserID)
 		}
+	}
+	if had && before.DeviceID == e.DeviceID {
+		e.DeviceID = before.DeviceID
+	} else {
+		e.DeviceID = strings.Clone(e.DeviceID)
 	}
 	p.entries.put(e)
 	return before, had
@@ -138,12 +168,12 @@ func (p *replica) adoptOnly(s Snapshot, found comparison, spare func(Entry) bool
 		kind := difference(old, had, e)
 		p.put(e)
 		if kind != "" {
-			changes = append(changes, change{p.event(kind, e, s.TS), old, had})
+			changes = append(changes, change{Event: p.event(kind, e, s.TS), before: old, had: had})
 		}
 	}
 	for _, old := range missing {
 		p.drop(old.ConnID)
-		changes = append(changes, change{p.event(EventLeave, old, s.TS), old, true})
+		changes = append(changes, change{Event: p.event(EventLeave, old, s.TS), before: old, had: true})
 	}
 	return changes
 }
@@ -181,7 +211,7 @@ func difference(old Entry, had bool, e Entry) EventType {
 }
 
 func (p *replica) event(kind EventType, e Entry, ts int64) Event {
-	event := Event{Type: kind, RoomID: p.room, UserID: e.UserID, ConnID: e.ConnID, State: e.State, TS: ts, Epoch: e.Epoch,
+	event := Event{Type: kind, RoomID: p.room, UserID: e.UserID, ConnID: e.ConnID, State: e.State, DeviceID: e.DeviceID, TS: ts, Epoch: e.Epoch,
 		Rev: p.rev, UserConns: p.users[e.UserID]}
 	if kind == EventLeave {
 		event.State = nil

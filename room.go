@@ -113,9 +113,9 @@ func (r *room) revision() int64 {
 	return r.replica.rev
 }
 
-// tellKicked tells of a kick whose message this node has not got, although the replica is past it: a reading keeps a member whose
-// request is at work.
-func (r *room) tellKicked(conn string, epoch, ts int64) {
+// tellKicked tells of a removal for good whose message this node has not got, although the replica is past it: a reading keeps a
+// member whose request is at work.
+func (r *room) tellKicked(conn string, epoch, ts int64, reason Reason) {
 	defer r.hub.flush()
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -125,8 +125,8 @@ func (r *room) tellKicked(conn string, epoch, ts int64) {
 	}
 	r.replica.drop(conn)
 	e := r.replica.event(EventLeave, old, ts)
-	e.Reason = ReasonKicked
-	r.tellAll(r.replica.stored, []change{{e, old, true}})
+	e.Reason = reason
+	r.tellAll(r.replica.stored, []change{{Event: e, before: old, had: true, final: true}})
 	r.listeners.settle()
 }
 
@@ -229,7 +229,8 @@ func (r *room) apply(e Event) {
 	if r.replica.stored == 0 {
 		r.repair.signs.origin = e.Rev
 	}
-	if e.Reason == ReasonKicked {
+	final := r.replica.isFinal(e) && (r.owned[e.ConnID] != nil || e.Reason == ReasonKicked)
+	if final {
 		r.listeners.hasten(e.ConnID)
 	}
 	stored, told := r.replica.stored, false
@@ -239,18 +240,19 @@ func (r *room) apply(e Event) {
 			r.replica.takeBack(stored, c)
 		}
 	}()
+	c.final = final
 	c.UserConns = r.replica.users[e.UserID] // Redis does not count those who are kept here
 	delete(r.repair.keptMissing, e.ConnID)
 	r.listeners.tell(c)
 	told = true
-	if m := r.owned[e.ConnID]; m != nil && e.Reason == ReasonKicked {
-		m.kicked.Store(e.Epoch)
+	if m := r.owned[e.ConnID]; m != nil && c.final {
+		m.expel(e.Epoch, e.Reason)
 	}
 	if (e.Reason == ReasonTimeout || e.Reason == ReasonNodeLost) && r.hub.loss != nil && r.owned[e.ConnID] != nil {
 		r.hub.loss.lostMembers(r) // somebody took it for lost, though its socket lives
 	}
-	if e.Reason == ReasonKicked && r.hub.loss != nil && r.owned[e.ConnID] != nil {
-		r.hub.loss.toldOfKick(r, e.ConnID, max(e.Epoch, c.before.Epoch))
+	if c.final && r.hub.loss != nil && r.owned[e.ConnID] != nil {
+		r.hub.loss.toldOfKick(r, e.ConnID, max(e.Epoch, c.before.Epoch), e.Reason)
 	}
 	if !r.touched {
 		r.touched = true

@@ -14,7 +14,7 @@ const (
 	keptBytes    = 256
 
 	// Bytes of an entry beyond its ids and its state.
-	entryBytes = len(`{"connId":"","userId":"","state":,"lastSeenMs":,"epoch":},`) + 2*len("1790000000000")
+	entryBytes = len(`{"connId":"","userId":"","state":,"deviceId":"","lastSeenMs":,"epoch":},`) + 2*len("1790000000000")
 )
 
 // view is a room at one moment, for all who are answered with it. What they are sent is built once, by the first of them,
@@ -96,9 +96,11 @@ func (v *view) build(what wanted) page {
 
 // size is how many bytes the entry takes in an answer, or some more.
 func (e *Entry) size() int {
-	escaped := strings.Count(e.UserID, `"`) + strings.Count(e.UserID, `\`)
-	return entryBytes + len(e.ConnID) + len(e.UserID) + escaped + len(e.State)
+	return entryBytes + len(e.ConnID) + escapedLen(e.UserID) + escapedLen(e.DeviceID) + len(e.State)
 }
+
+// escapedLen is the length of an id as JSON, without the quotes.
+func escapedLen(id string) int { return len(id) + strings.Count(id, `"`) + strings.Count(id, `\`) }
 
 // appendHead appends, within an object, what precedes the members, and the name under which they follow. Without whole it
 // tells how many are in the room, and how to ask for the next page.

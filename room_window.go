@@ -174,7 +174,7 @@ func (all changes) net(p *replica) []Event {
 func (t *touched) gone() Event {
 	e := t.latest
 	if t.had && t.before.UserID != e.UserID {
-		e.UserID, e.Reason = t.before.UserID, ""
+		e.UserID, e.DeviceID, e.Reason = t.before.UserID, t.before.DeviceID, ""
 		if t.left != nil {
 			e.Reason = t.left.Reason
 		}

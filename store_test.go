@@ -91,10 +91,16 @@ func mustRead(t testing.TB, s *Service, room string) Snapshot {
 // mustJoin joins as a node does, and gives the member as its node knows it.
 func mustJoin(t testing.TB, s *Service, room, user, conn, state string) Member {
 	t.Helper()
+	return mustJoinFrom(t, s, room, user, conn, "", state)
+}
+
+// mustJoinFrom is mustJoin with a device.
+func mustJoinFrom(t testing.TB, s *Service, room, user, conn, device, state string) Member {
+	t.Helper()
 	if err := s.indexRoom(t.Context(), room, s.options.Lookback); err != nil {
 		t.Fatal(err)
 	}
-	m, err := s.join(t.Context(), Member{Room: room, User: user, Conn: conn, State: json.RawMessage(state)}, 0)
+	m, err := s.join(t.Context(), Member{Room: room, User: user, Conn: conn, Device: device, State: json.RawMessage(state)}, 0)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -81,7 +81,7 @@ const (
 	ReasonDisconnected Reason = "disconnected" // its socket closed
 	ReasonTimeout      Reason = "timeout"      // nothing was heard of it for the lookback
 	ReasonNodeLost     Reason = "node_lost"    // the node with its socket is gone
-	ReasonReplaced     Reason = "replaced"     // the same connection joined as another user
+	ReasonReplaced     Reason = "replaced"     // the same connection joined as another user, or another one of the user with the same device
 	ReasonKicked       Reason = "kicked"       // an operator removed it
 )
 
@@ -94,7 +94,8 @@ type Event struct {
 	RoomID    string          `json:"roomId"`
 	UserID    string          `json:"userId"`
 	ConnID    string          `json:"connId"`
-	State     json.RawMessage `json:"state"`     // the whole state after the change; nil, sent as null, on a leave
+	State     json.RawMessage `json:"state"` // the whole state after the change; nil, sent as null, on a leave
+	DeviceID  string          `json:"deviceId,omitempty"`
 	TS        int64           `json:"ts"`        // milliseconds since 1970, Redis' clock
 	Epoch     int64           `json:"epoch"`     // incarnation of the connection
 	Rev       int64           `json:"rev"`       // revision of the room after the change
@@ -109,6 +110,9 @@ func (e *Event) appendJSON(b []byte) []byte {
 	b = appendText(b, `,"userId":`, e.UserID)
 	b = appendText(b, `,"connId":`, e.ConnID)
 	b = appendRaw(b, `,"state":`, e.State)
+	if e.DeviceID != "" {
+		b = appendText(b, `,"deviceId":`, e.DeviceID)
+	}
 	b = appendNumber(b, `,"ts":`, e.TS)
 	b = appendNumber(b, `,"epoch":`, e.Epoch)
 	b = appendNumber(b, `,"rev":`, e.Rev)
@@ -166,6 +170,7 @@ type Entry struct {
 	ConnID     string          `json:"connId"`
 	UserID     string          `json:"userId"`
 	State      json.RawMessage `json:"state"`
+	DeviceID   string          `json:"deviceId,omitempty"`
 	LastSeenMs int64           `json:"lastSeenMs"` // milliseconds since 1970, Redis' clock; may lag by half a TTL
 	Epoch      int64           `json:"epoch"`
 	Rev        int64           `json:"-"` // revision of the room at the member's last change
@@ -176,6 +181,9 @@ func (e *Entry) appendJSON(b []byte) []byte {
 	b = appendText(b, `{"connId":`, e.ConnID)
 	b = appendText(b, `,"userId":`, e.UserID)
 	b = appendRaw(b, `,"state":`, e.State)
+	if e.DeviceID != "" {
+		b = appendText(b, `,"deviceId":`, e.DeviceID)
+	}
 	b = appendNumber(b, `,"lastSeenMs":`, e.LastSeenMs)
 	b = appendNumber(b, `,"epoch":`, e.Epoch)
 	return append(b, '}')

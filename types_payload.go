@@ -124,6 +124,7 @@ func stateTooLarge(field string, maxBytes int) *Error {
 // joinPayload is what presence:join carries.
 type joinPayload struct {
 	RoomID, UserID string
+	DeviceID       string          // "" = none
 	State          json.RawMessage // compact; {} if the client gave none
 	tellingPayload
 }
@@ -137,8 +138,9 @@ type tellingPayload struct {
 // decodeJoin reads the payload of presence:join, where bearer stands for a userId that is not given; "" = it has to be. Like all decoders it takes an empty raw or null as a payload without
 // fields, keeps nothing of raw, and fails with CodeInvalidPayload or CodeStateTooLarge.
 func decodeJoin(raw []byte, lim Limits, bearer string) (joinPayload, *Error) {
-	var room, user, state, events, limit []byte
-	if err := readFields(raw, field{"roomId", &room}, field{"userId", &user}, field{"state", &state}, field{"events", &events}, field{"limit", &limit}); err != nil {
+	var room, user, device, state, events, limit []byte
+	if err := readFields(raw, field{"roomId", &room}, field{"userId", &user}, field{"deviceId", &device}, field{"state", &state},
+		field{"events", &events}, field{"limit", &limit}); err != nil {
 		return joinPayload{}, err
 	}
 	p := joinPayload{State: json.RawMessage("{}")}
@@ -151,6 +153,11 @@ func decodeJoin(raw []byte, lim Limits, bearer string) (joinPayload, *Error) {
 	}
 	if p.UserID = bearer; user != nil || bearer == "" {
 		if p.UserID, err = decodeID("userId", user, lim); err != nil {
+			return joinPayload{}, err
+		}
+	}
+	if device != nil {
+		if p.DeviceID, err = decodeID("deviceId", device, lim); err != nil {
 			return joinPayload{}, err
 		}
 	}

@@ -19,7 +19,7 @@ var decoders = []struct {
 	event, valid string
 	decode       func(raw []byte) (any, *Error)
 }{
-	{"join", `{"roomId":"r","userId":"u","state":{}}`, func(raw []byte) (any, *Error) { return decodeJoin(raw, testLimits, "") }},
+	{"join", `{"roomId":"r","userId":"u","deviceId":"d","state":{}}`, func(raw []byte) (any, *Error) { return decodeJoin(raw, testLimits, "") }},
 	{"heartbeat", `{"roomId":"r","patchState":{},"epoch":1}`, func(raw []byte) (any, *Error) { return decodeHeartbeat(raw, testLimits) }},
 	{"leave", `{"roomId":"r"}`, func(raw []byte) (any, *Error) { return decodeLeave(raw, testLimits) }},
 	{"get", `{"roomId":"r","limit":10,"cursor":"c"}`, func(raw []byte) (any, *Error) { return decodeGet(raw, testLimits) }},
@@ -31,7 +31,7 @@ const testMaxUsers = 3 // in one presence:watch
 
 // joinOf is what a join without further wishes decodes to.
 func joinOf(room, user string, state json.RawMessage) joinPayload {
-	return joinPayload{room, user, state, tellingPayload{Mode: modeAll}}
+	return joinPayload{RoomID: room, UserID: user, State: state, tellingPayload: tellingPayload{Mode: modeAll}}
 }
 
 // decodeAs reads a payload of that event.
@@ -115,7 +115,9 @@ func TestDecode(t *testing.T) {
 		{"null fields", "get", `{"roomId":"r","limit":null,"cursor":null}`, getPayload{"r", 1000, ""}},
 		{"all", "get", `{"roomId":"r","limit":10,"cursor":"a\u0000b"}`, getPayload{"r", 10, "a\x00b"}},
 
-		{"modes", "join", `{"roomId":"r","userId":"u","events":"none","limit":5}`, joinPayload{"r", "u", empty, tellingPayload{modeNone, 5}}},
+		{"modes", "join", `{"roomId":"r","userId":"u","events":"none","limit":5}`, joinPayload{RoomID: "r", UserID: "u", State: empty, tellingPayload: tellingPayload{modeNone, 5}}},
+		{"a device", "join", `{"roomId":"r","userId":"u","deviceId":"{}\"\\"}`, joinPayload{RoomID: "r", UserID: "u", DeviceID: `{}"\`, State: empty, tellingPayload: tellingPayload{Mode: modeAll}}},
+		{"null device", "join", `{"roomId":"r","userId":"u","deviceId":null}`, joinOf("r", "u", empty)},
 		{"null modes", "join", `{"roomId":"r","userId":"u","events":null,"limit":null}`, joinOf("r", "u", empty)},
 
 		{"room", "watch", `{"roomId":"r"}`, watchPayload{"r", nil, tellingPayload{Mode: modeAll}}},
@@ -178,7 +180,7 @@ func TestDecodeRefusesIDs(t *testing.T) {
 		`"\ud800"`, `"a\udfffb"`, `"\ude00\ud83d"`, `"\ud83d\ud83d\ude00"`,
 	}
 	for _, d := range decoders {
-		for _, name := range []string{"roomId", "userId"} {
+		for _, name := range []string{"roomId", "userId", "deviceId"} {
 			if !strings.Contains(d.valid, name) {
 				continue
 			}
@@ -386,16 +388,16 @@ func TestAppendAck(t *testing.T) {
 
 func TestAppendJSON(t *testing.T) {
 	join := Event{Type: EventJoin, RoomID: `r"`, UserID: "ü", ConnID: "c", State: json.RawMessage(`{"n":1234567890123456789,"a":[]}`), TS: 1, Epoch: 2, Rev: 3, UserConns: 4}
-	leave := Event{Type: EventLeave, RoomID: "r", UserID: "u", ConnID: "c", TS: 1, Epoch: 2, Rev: 3, Reason: ReasonNodeLost}
-	entry := Entry{ConnID: "c", UserID: `u\`, State: json.RawMessage(`{}`), LastSeenMs: 5, Epoch: 6, Rev: 7}
+	leave := Event{Type: EventLeave, RoomID: "r", UserID: "u", ConnID: "c", DeviceID: `"d"`, TS: 1, Epoch: 2, Rev: 3, Reason: ReasonNodeLost}
+	entry := Entry{ConnID: "c", UserID: `u\`, State: json.RawMessage(`{}`), DeviceID: "d", LastSeenMs: 5, Epoch: 6, Rev: 7}
 	tests := []struct {
 		value any
 		got   []byte
 		want  string
 	}{
 		{join, join.appendJSON(nil), `{"type":"join","roomId":"r\"","userId":"ü","connId":"c","state":{"n":1234567890123456789,"a":[]},"ts":1,"epoch":2,"rev":3,"userConns":4}`},
-		{leave, leave.appendJSON(nil), `{"type":"leave","roomId":"r","userId":"u","connId":"c","state":null,"ts":1,"epoch":2,"rev":3,"userConns":0,"reason":"node_lost"}`},
-		{entry, entry.appendJSON(nil), `{"connId":"c","userId":"u\\","state":{},"lastSeenMs":5,"epoch":6}`},
+		{leave, leave.appendJSON(nil), `{"type":"leave","roomId":"r","userId":"u","connId":"c","state":null,"deviceId":"\"d\"","ts":1,"epoch":2,"rev":3,"userConns":0,"reason":"node_lost"}`},
+		{entry, entry.appendJSON(nil), `{"connId":"c","userId":"u\\","state":{},"deviceId":"d","lastSeenMs":5,"epoch":6}`},
 	}
 	for _, tt := range tests {
 		if string(tt.got) != tt.want {

@@ -68,6 +68,7 @@ type user struct {
 // wireEvent is a presence:event as the protocol describes it.
 type wireEvent struct {
 	Type, RoomID, UserID, ConnID, Reason string
+	DeviceID                             string
 	State                                json.RawMessage
 	TS, Epoch, Rev                       int64
 	UserConns                            int
@@ -76,6 +77,7 @@ type wireEvent struct {
 // wireEntry is a member in a snapshot as the protocol describes it.
 type wireEntry struct {
 	ConnID, UserID    string
+	DeviceID          string
 	State             json.RawMessage
 	LastSeenMs, Epoch int64
 }

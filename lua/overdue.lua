@@ -1,7 +1,7 @@
 -- Finds who has been silent for too long in a room.
 --
--- KEYS    as in room.lua
--- ARGV    1 lookback in ms, 2 how many connections at most
+-- KEYS    as in room.lua, then devices
+-- ARGV    1 lookback in ms, 2 how many connections at most, 3 ms that devices last from now on
 -- RETURNS {TIME in ms, last heartbeat in ms of the most silent connection ('' = empty room), 'more' when it is to be called
 --         again at once, else '', connection, …}
 
@@ -10,6 +10,7 @@ local AHEAD = 500 -- heartbeats in the future that are set right in one step
 local lookback, limit = tonumber(ARGV[1]), ARGV[2]
 
 stored_revision() -- fails while the indices are being rebuilt
+redis.call('PEXPIRE', KEYS[7], ARGV[3])
 local now = now_ms()
 -- A heartbeat in the future, from before the clock fell back, counts as one of now.
 local ahead = redis.call('ZRANGEBYSCORE', LAST_SEEN, '(' .. digits(now), '+inf', 'LIMIT', 0, AHEAD)

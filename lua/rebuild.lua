@@ -5,12 +5,12 @@
 -- conns reads the counter before it writes, so none of them runs on indices that are not whole: it fails, and its caller
 -- goes on with it.
 --
--- KEYS    as in room.lua, with the hashes of connections; held may be the last
--- ARGV    1 1 = held is, 2 members that are read in one step
+-- KEYS    as in room.lua, with the hashes of connections, then held where there is a grace, then devices
+-- ARGV    1 1 = there is a grace, 2 members that are read in one step, 3 ms that devices last
 -- RETURNS {'ok'}; {'more'} when it is to be called again
 
-local has_held, limit = ARGV[1] == '1', ARGV[2]
-local held = has_held and KEYS[#KEYS]
+local has_held, limit, life = ARGV[1] == '1', ARGV[2], ARGV[3]
+local held, devices = has_held and KEYS[#KEYS - 1], KEYS[#KEYS]
 
 local function begin(counter)
   redis.call('DEL', REV, MEMBERS, CONNS)
@@ -26,6 +26,7 @@ local function take(conn, value, now)
   elseif redis.call('SADD', CONNS, conn) == 1 then
     redis.call('HINCRBY', MEMBERS, m.user, 1)
     redis.call('ZADD', LAST_SEEN, 'NX', now, conn)
+    note_device(devices, m, conn, life)
     if held and m.node == HELD then redis.call('ZADD', held, 0, held_member(m.user, conn)) end
     return tonumber(m.rev)
   end
@@ -63,7 +64,8 @@ end
 
 local rebuilding = redis.call('TYPE', REV).ok == 'hash' and redis.call('HGET', REV, 'mends')
 local kinds = { 'hash', 'hash', 'zset', rebuilding and 'hash' or 'string', 'set', 'string' }
-if held then kinds[#KEYS] = 'zset' end
+kinds[#KEYS] = 'hash'
+if held then kinds[#KEYS - 1] = 'zset' end
 local spoilt = false
 for i = 1, #KEYS do
   local deleted = ensure_type(KEYS[i], kinds[i] or 'hash')

@@ -1,13 +1,13 @@
 -- Removes connections from a room, each with one leave.
 --
--- KEYS    as in room.lua, with the hash of each connection; where there is a grace held as well
+-- KEYS    as in room.lua, with the hash of each connection, then held where there is a grace, then devices
 -- ARGV    as in room.lua, then 5 reason, 6 lookback in ms: removes only who is silent for so long ('' = whatever its age),
 --         7 TIME in ms after which this call does nothing ('' = no such time), 8 the node whose connections they are
 --         ('' = any), then for each connection its id and the highest epoch to remove ('' = any)
 -- RETURNS {the room's revision, connection, user, epoch, reason, connection, …} of those removed; {'late'}
 
 local FIRST = 9
-local held_key = KEYS[7 + (#ARGV - FIRST + 1) / 2]
+local devices, held_key = KEYS[#KEYS], #KEYS - 7 > (#ARGV - FIRST + 1) / 2 and KEYS[#KEYS - 1] or nil
 local reason, lookback, not_after, node = ARGV[5], tonumber(ARGV[6]), tonumber(ARGV[7]), ARGV[8]
 
 local function silent(conn, now)
@@ -28,7 +28,10 @@ local now = now_text()
 if not_after and tonumber(now) > not_after then return { 'late' } end
 if held_key then redis.call('ZCARD', held_key) end
 local metas = {}
-for i = FIRST, #ARGV, 2 do metas[i] = member(ARGV[i]) end
+for i = FIRST, #ARGV, 2 do
+  metas[i] = member(ARGV[i])
+  check_devices(devices, metas[i])
+end
 local prev, rev
 local removed = {}
 for i = FIRST, #ARGV, 2 do
@@ -43,6 +46,7 @@ for i = FIRST, #ARGV, 2 do
     forget(conn, hash)
     if m then
       if m.node == HELD and held_key then redis.call('ZREM', held_key, held_member(m.user, conn)) end
+      drop_device(devices, m, conn)
       local user_conns = release_user(m.user)
       redis.call('HDEL', META, conn)
       local why = reason_for(m)

@@ -5,7 +5,8 @@
 --
 -- A value of conn_meta:
 --   {"epoch":E,"rev":R,"node":"N","userLen":L,"userId":<literal of L bytes>,"state":<JSON>}
--- The client's JSON is last and opaque: it is cut out and written back as bytes, never decoded.
+-- The client's JSON is opaque: it is cut out and written back as bytes, never decoded. A member with a device has
+-- ,"deviceId":<literal> behind the state, and so has a message: nodes of 0.9 take it for a part of the state, and pass it on.
 --
 -- Revisions, epochs and times stay the text that they come as, except where they are reckoned with: a number that becomes
 -- text costs as much as a small command.
@@ -35,6 +36,13 @@ local function unquote(literal)
   return (string.gsub(text, '\\(.)', '%1'))
 end
 
+-- The literal of the device in a value of conn_meta, nil if the member has none. A state, which is an object, does not end with
+-- a quote; and in a literal a quote is never without a backslash, so the last place that looks like the beginning is it.
+local function device_in(value)
+  if string.byte(value, -2) ~= 34 then return nil end
+  return string.match(value, '^.*,"deviceId":(".*")}$')
+end
+
 -- A value of conn_meta taken apart; nil if it is not one of ours.
 local function parse_meta(value)
   if not value then return nil end
@@ -43,7 +51,7 @@ local function parse_meta(value)
   local literal = string.sub(value, start, start + length - 1)
   return {
     epoch = epoch, rev = rev, node = node, literal = literal, user = unquote(literal),
-    value = value, behind = start + length,
+    value = value, behind = start + length, device = device_in(value),
   }
 end
 
@@ -57,20 +65,28 @@ end
 
 -- The state in a value that was taken apart.
 local function state_of(m)
-  return string.sub(m.value, m.behind + 9, -2) -- behind ,"state":
+  local behind = m.device and #',"deviceId":' + #m.device or 0
+  return string.sub(m.value, m.behind + 9, -2 - behind) -- behind ,"state":
+end
+
+local function device_part(m)
+  return m.device and ',"deviceId":' .. m.device or ''
 end
 
 local function meta_value(m)
   return '{"epoch":' .. m.epoch .. ',"rev":' .. m.rev .. ',"node":"' .. m.node .. '","userLen":' .. #m.literal ..
-    ',"userId":' .. m.literal .. ',"state":' .. m.state .. '}'
+    ',"userId":' .. m.literal .. ',"state":' .. m.state .. device_part(m) .. '}'
 end
+
+local tell = nil -- a function that is told what publish publishes
 
 -- Publishes one change of the connection. m has what its event tells of the member; reason and state may be nil.
 local function publish(prev, rev, now, user_conns, type, conn, m, reason, state)
   redis.call(PUBLISH, CHANNEL,
     '{"prev":' .. prev .. ',"rev":' .. rev .. ',"ts":' .. now .. ',"epoch":' .. m.epoch .. ',"userConns":' .. user_conns ..
     ',"type":"' .. type .. '","connId":"' .. conn .. '","userId":' .. m.literal .. ',"roomId":' .. ROOM ..
-    (reason and ',"reason":"' .. reason .. '"' or '') .. ',"state":' .. (state or 'null') .. '}')
+    (reason and ',"reason":"' .. reason .. '"' or '') .. ',"state":' .. (state or 'null') .. device_part(m) .. '}')
+  if tell then tell(rev, now, user_conns, type, conn, m, reason) end
 end
 
 local function stored_revision()
@@ -138,6 +154,12 @@ local function write_conn(hash, conn, room_id, m, seen, ttl)
   redis.call('PEXPIRE', hash, ttl)
   redis.call('SADD', CONNS, conn)
   redis.call('ZADD', LAST_SEEN, seen, conn)
+end
+
+-- The value of a fence, which keeps incarnations up to this epoch out: as a number it is the epoch, and has a fraction if the
+-- member was replaced and not kicked.
+local function fence_value(epoch, reason)
+  return reason == 'replaced' and epoch .. '.5' or epoch
 end
 
 -- Takes one connection off a user's count and returns what is left.

@@ -4,10 +4,8 @@
 -- if there are any. A rejoin is a join; the number of users tells whether somebody came.
 
 local told
-local publish_only = publish
 
-local function publish(prev, rev, now, user_conns, type, conn, m, reason, state)
-  publish_only(prev, rev, now, user_conns, type, conn, m, reason, state)
+function tell(rev, now, user_conns, type, conn, m, reason)
   if type == 'update' then return end
   for _, value in ipairs({ type, rev, now, tostring(user_conns), conn, m.user, reason or '' }) do
     told[#told + 1] = value
