@@ -184,7 +184,7 @@ func TestABridgeGoesOnAfterAPanic(t *testing.T) {
 						return id, ok
 					},
 				}
-				bridge := newBridge(rdb, false, about, sink, testLogger(t))
+				bridge := newBridge(rdb, false, about, testLogger(t), sink)
 				t.Cleanup(bridge.close)
 				bridge.subscribe(room)
 				publish := func(text string) { must(t, rdb.Publish(t.Context(), aboutRooms.channel(room), text).Err()) }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"log/slog"
 	"sync"
 	"time"
@@ -8,7 +9,7 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// bridgeSink is told what a bridge hears, by one goroutine.
+// bridgeSink is told what a bridge hears of some rooms, by one goroutine.
 type bridgeSink interface {
 	subscribed(room string)       // nothing is missed from here on, until the next call
 	message(room, payload string) // a message of the room's channel
@@ -22,36 +23,48 @@ type bridge struct {
 	rdb     redis.UniversalClient
 	sharded bool
 	about   topic
-	sink    bridgeSink
 	log     *slog.Logger
 
 	mu          sync.Mutex
-	wanted      map[string]bool      // rooms
-	placed      map[string]*line     // room → the line that carries it
-	lines       map[string]*line     // open lines by the address of their master, "" with classic Pub/Sub
-	changed     map[string]struct{}  // rooms whose place is to be seen to
-	order       []string             // those rooms, the first to change first: who waits for the first has waited longest
-	silentSince map[string]time.Time // master whose line was lost → when that last heard its probe
+	wanted      map[string]bool       // rooms
+	placed      map[string]*line      // room → the line that carries it
+	lines       map[lineEnd]*line     // open lines
+	changed     map[string]struct{}   // rooms whose place is to be seen to
+	order       []string              // those rooms, the first to change first: who waits for the first has waited longest
+	silentSince map[lineEnd]time.Time // of lines that were lost: when they last heard their probe
 	wake        wakeup
 
-	incoming chan bridgeItem
+	dispatchers []bridgeDispatcher // the rooms are spread over them
 }
 
 // line is one subscription connection, from its opening until it fails.
 type line struct {
-	master string
-	ps     *redis.PubSub
-	probe  string // the channel that it speaks to itself on
+	end   lineEnd
+	ps    *redis.PubSub
+	probe string // the channel that it speaks to itself on
 
 	// Guarded by the bridge's mu.
 	opened  time.Time
 	heardAt time.Time // its probe, or by the line before it to the same master
 }
 
+// lineEnd is what a line connects: a master, "" with classic Pub/Sub, and the dispatcher of its rooms. So each dispatcher has
+// its messages read for it alone, however much the others have to read.
+type lineEnd struct {
+	master     string
+	dispatcher int
+}
+
 // bridgeItem is a message, or with subscribed the confirmation of a subscription.
 type bridgeItem struct {
 	room, payload string
 	subscribed    bool
+}
+
+// bridgeDispatcher hands on what comes of some of the rooms.
+type bridgeDispatcher struct {
+	sink     bridgeSink
+	incoming chan bridgeItem
 }
 
 // topic is what a bridge is about: each id has a channel.
@@ -65,20 +78,24 @@ var (
 	aboutUsers = topic{userChannel, userOfChannel}
 )
 
-func newBridge(rdb redis.UniversalClient, sharded bool, about topic, sink bridgeSink, log *slog.Logger) *bridge {
+func newBridge(rdb redis.UniversalClient, sharded bool, about topic, log *slog.Logger, sinks ...bridgeSink) *bridge {
 	b := &bridge{
 		background: newBackground(),
-		rdb:        rdb, sharded: sharded, about: about, sink: sink, log: log,
+		rdb:        rdb, sharded: sharded, about: about, log: log,
 		wanted:      map[string]bool{},
 		placed:      map[string]*line{},
-		lines:       map[string]*line{},
+		lines:       map[lineEnd]*line{},
 		changed:     map[string]struct{}{},
-		silentSince: map[string]time.Time{},
+		silentSince: map[lineEnd]time.Time{},
 		wake:        newWakeup(),
-		incoming:    make(chan bridgeItem, bridgeBuffer),
+	}
+	for _, sink := range sinks {
+		b.dispatchers = append(b.dispatchers, bridgeDispatcher{sink, make(chan bridgeItem, bridgeBuffer)})
 	}
 	b.keep(log, "subscriptions", b.placeLoop, b.renew)
-	b.keep(log, "subscriptions", b.dispatchLoop, b.renew)
+	for _, d := range b.dispatchers {
+		b.keep(log, "subscriptions", func() { d.loop(b.ctx) }, b.renew)
+	}
 	b.keep(log, "subscriptions", func() { b.every(lineProbe, b.probeLines) }, nil)
 	b.wake.send()
 	return b
@@ -146,8 +163,8 @@ func (b *bridge) placeLoop() {
 // placeAll sees to every changed room. It is false when some are left because Redis cannot be reached.
 func (b *bridge) placeAll() bool {
 	subscribe, unsubscribe := map[*line][]string{}, map[*line][]string{}
-	lineOf := func(channel string) (*line, bool) {
-		l, isNew, err := b.lineOf(channel)
+	lineOf := func(channel string, dispatcher int) (*line, bool) {
+		l, isNew, err := b.lineOf(channel, dispatcher)
 		if err != nil {
 			b.log.Debug("no subscription", "channel", channel, "error", err)
 			return nil, false
@@ -158,8 +175,11 @@ func (b *bridge) placeAll() bool {
 		return l, true
 	}
 	whole := true
-	if b.isBare() { // a node without rooms, too, knows whether it could subscribe
-		_, whole = lineOf(probeChannel(""))
+	for i := range b.dispatchers {
+		if b.isBare(i) { // a node without rooms, too, knows whether it could subscribe, and its first join waits for no connection
+			_, ok := lineOf(probeChannel(""), i)
+			whole = whole && ok
+		}
 	}
 	for _, room := range b.takeChanged() {
 		b.mu.Lock()
@@ -168,7 +188,7 @@ func (b *bridge) placeAll() bool {
 		channel := b.about.channel(room)
 		switch {
 		case wanted && at == nil:
-			l, ok := lineOf(channel)
+			l, ok := lineOf(channel, b.dispatcherOf(room))
 			if !ok {
 				b.change(room)
 				whole = false
@@ -226,26 +246,26 @@ func (b *bridge) place(room string, l *line) {
 	b.placed[room] = l
 }
 
-// dispatchLoop calls the sink.
-func (b *bridge) dispatchLoop() {
+// loop calls the sink.
+func (d bridgeDispatcher) loop(ctx context.Context) {
 	for {
 		select {
-		case <-b.ctx.Done():
+		case <-ctx.Done():
 			return
-		case item := <-b.incoming:
-			b.dispatch(item)
+		case item := <-d.incoming:
+			d.dispatch(item)
 		}
-		for waiting := min(len(b.incoming), dispatchBatch-1); waiting > 0; waiting-- {
-			b.dispatch(<-b.incoming)
+		for waiting := min(len(d.incoming), dispatchBatch-1); waiting > 0; waiting-- {
+			d.dispatch(<-d.incoming)
 		}
-		b.sink.settled()
+		d.sink.settled()
 	}
 }
 
-func (b *bridge) dispatch(item bridgeItem) {
+func (d bridgeDispatcher) dispatch(item bridgeItem) {
 	if item.subscribed {
-		b.sink.subscribed(item.room)
+		d.sink.subscribed(item.room)
 		return
 	}
-	b.sink.message(item.room, item.payload)
+	d.sink.message(item.room, item.payload)
 }

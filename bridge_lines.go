@@ -83,7 +83,7 @@ func (b *bridge) command(l *line, classic, sharded func(context.Context, ...stri
 }
 
 // lineOf is the open line for a channel, opened if need be. The probe of a new one is yet to be subscribed to.
-func (b *bridge) lineOf(channel string) (l *line, isNew bool, err error) {
+func (b *bridge) lineOf(channel string, dispatcher int) (l *line, isNew bool, err error) {
 	master, open := "", b.rdb.Subscribe
 	if b.sharded {
 		if master, open, err = b.masterOf(channel); err != nil {
@@ -96,15 +96,16 @@ func (b *bridge) lineOf(channel string) (l *line, isNew bool, err error) {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if l := b.lines[master]; l != nil {
+	end := lineEnd{master, dispatcher}
+	if l := b.lines[end]; l != nil {
 		return l, false, nil
 	}
-	l = &line{master: master, ps: open(b.ctx), probe: probe, opened: time.Now(), heardAt: time.Now()}
-	if since, lost := b.silentSince[master]; lost {
+	l = &line{end: end, ps: open(b.ctx), probe: probe, opened: time.Now(), heardAt: time.Now()}
+	if since, lost := b.silentSince[end]; lost {
 		l.heardAt = since
-		delete(b.silentSince, master)
+		delete(b.silentSince, end)
 	}
-	b.lines[master] = l
+	b.lines[end] = l
 	b.work.Go(func() { b.carry(l) })
 	return l, true, nil
 }
@@ -136,10 +137,16 @@ func (b *bridge) probeAt(master string) (channel string, err error) {
 	return "", b.ctx.Err()
 }
 
-func (b *bridge) isBare() bool {
+// isBare tells whether a dispatcher has no line.
+func (b *bridge) isBare(dispatcher int) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return len(b.lines) == 0
+	for end := range b.lines {
+		if end.dispatcher == dispatcher {
+			return false
+		}
+	}
+	return true
 }
 
 // probeLines sends the probes, and gives up lines that did not hear theirs. That a line is silent, or that Redis answers on it, does not show that it brings messages.
@@ -171,9 +178,9 @@ func (b *bridge) silentFor() (longest time.Duration) {
 	for _, l := range b.lines {
 		longest = max(longest, time.Since(l.heardAt))
 	}
-	for master, since := range b.silentSince {
+	for end, since := range b.silentSince {
 		if len(b.lines) > 0 && len(b.changed) == 0 { // its rooms have moved
-			delete(b.silentSince, master)
+			delete(b.silentSince, end)
 			continue
 		}
 		longest = max(longest, time.Since(since))
@@ -194,7 +201,7 @@ func (b *bridge) carry(l *line) {
 	if b.ctx.Err() != nil {
 		return
 	}
-	b.log.Log(b.ctx, level, "subscription lost", "master", l.master, "error", err)
+	b.log.Log(b.ctx, level, "subscription lost", "master", l.end.master, "error", err)
 	if cluster, ok := b.rdb.(*redis.ClusterClient); ok {
 		cluster.ReloadState(b.ctx)
 	}
@@ -205,9 +212,9 @@ func (b *bridge) carry(l *line) {
 // drop has the rooms of a line placed anew.
 func (b *bridge) drop(l *line) {
 	b.mu.Lock()
-	if b.lines[l.master] == l {
-		delete(b.lines, l.master)
-		b.silentSince[l.master] = l.heardAt
+	if b.lines[l.end] == l {
+		delete(b.lines, l.end)
+		b.silentSince[l.end] = l.heardAt
 	}
 	for room, at := range b.placed {
 		if at == l {
@@ -243,9 +250,12 @@ func (b *bridge) hear(l *line, item any) {
 	}
 }
 
+// dispatcherOf is the number of the dispatcher that a room's messages are for.
+func (b *bridge) dispatcherOf(room string) int { return spread(room, len(b.dispatchers)) }
+
 func (b *bridge) pass(item bridgeItem) {
 	select {
-	case b.incoming <- item:
+	case b.dispatchers[b.dispatcherOf(item.room)].incoming <- item:
 	case <-b.ctx.Done():
 	}
 }

@@ -89,7 +89,7 @@ func TestAServerThatHangsIsNoticed_G3(t *testing.T) {
 func (b *bridge) openLine(master string) *line {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.lines[master]
+	return b.lines[lineEnd{master: master}]
 }
 
 func TestAProbedSubscriptionStaysOpen(t *testing.T) {

@@ -121,7 +121,7 @@ func TestAClosedBridgeLeavesNothing(t *testing.T) {
 		rooms := names(t, 20)
 		before := goroutines()
 		sink := newHeardSink()
-		b := newBridge(w.rdb, w.sharded, aboutRooms, sink, testLogger(t))
+		b := newBridge(w.rdb, w.sharded, aboutRooms, testLogger(t), sink)
 		subscribeAll(t, b, sink, rooms)
 		w.cut(t, b) // it may be closed at any moment
 		b.close()
@@ -147,7 +147,7 @@ func (s stuckSink) subscribed(room string) {
 func TestABatchOfMessagesIsBounded(t *testing.T) {
 	b := miniRedis(t)
 	sink := stuckSink{newHeardSink(), make(chan struct{})}
-	bridge := newBridge(b.open(t), false, aboutRooms, sink, testLogger(t))
+	bridge := newBridge(b.open(t), false, aboutRooms, testLogger(t), sink)
 	defer bridge.close()
 	for range bridgeBuffer {
 		bridge.pass(bridgeItem{room: "r", payload: "x"})

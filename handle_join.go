@@ -3,7 +3,6 @@ package main
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"time"
 )
@@ -50,6 +49,9 @@ func (c *connection) join(ctx context.Context, payload []byte, id ackID) ([]byte
 		m.joinedOnce.Store(true)
 		m.expiresAt = arrived.Add(c.service.options.Lookback)
 		c.rooms[p.RoomID] = m
+		if m.indexedAt.IsZero() {
+			c.indexLater(m)
+		}
 	case !again:
 		m.ended = true
 		m.room.disown(c.client.ID())
@@ -76,17 +78,8 @@ func (c *connection) roomForOneMore() error {
 // enter writes a member and waits until this node's replica has it; then the acknowledgement goes out. When it fails, the
 // epoch says what is known: that of the new incarnation, or 0 if there may be none.
 func (c *connection) enter(ctx context.Context, r *room, wish Member, how tellingPayload, id ackID) (Member, error) {
-	floor, err := r.ready(ctx)
-	if err != nil {
-		return wish, err
-	}
-	err = r.index(ctx, func(ctx context.Context) error {
-		return c.service.indexRoom(ctx, wish.Room, c.service.options.Lookback)
-	})
-	if err != nil {
-		return wish, err
-	}
-	if wish.Node, err = c.lease.host(ctx, wish.Room); err != nil {
+	floor := r.revision() // 0 as long as the room is subscribed to and read for the first time, which takes place beside this
+	if err := c.prepare(ctx, r, &wish, floor); err != nil {
 		return wish, err
 	}
 	joined, err := c.service.join(ctx, wish, floor)
@@ -97,36 +90,52 @@ func (c *connection) enter(ctx context.Context, r *room, wish Member, how tellin
 		joined.Epoch = 0
 		return joined, err
 	}
-	err = c.admit(ctx, r, &joined, how, id)
-	return joined, err
-}
-
-// admit has a member answered that is in Redis. If the replica gets past the join and does not have the member, Redis has lost the join,
-// and its message was lost too. The member is then written again, once.
-func (c *connection) admit(ctx context.Context, r *room, m *Member, how tellingPayload, id ackID) error {
-	w := c.newJoinWaiter(*m, how, id)
-	w.epoch = m.Epoch
-	err := r.admit(ctx, w)
-	if !errors.Is(err, errMissing) {
-		return err
+	if floor == 0 {
+		joined.indexedAt = time.Time{} // without an epoch above that of an earlier incarnation: whoever removes that one may take this entry as well
 	}
-	had := m.Rev
-	if err = c.writeAgain(ctx, m, r.revision()); err != nil {
-		m.Epoch = 0
-		return err
-	}
-	if m.Rev == had { // it was there, so the replica is wrong
-		r.check()
-	}
-	return r.admit(ctx, c.newJoinWaiter(*m, how, id))
-}
-
-func (c *connection) newJoinWaiter(m Member, how tellingPayload, id ackID) *waiter {
-	w := newWaiter(m.Rev, c.client, asMember, how.Mode, func(v *view) frameParts {
-		return c.joinAck(id, m, v.page("", how.Limit), how.Limit == 0)
+	w := newWaiter(joined.Epoch, c.client, asMember, how.Mode, func(v *view) frameParts {
+		return c.joinAck(id, joined, v.page("", how.Limit), how.Limit == 0)
 	})
 	w.limit = how.Limit
-	return w
+	return joined, r.admit(ctx, w)
+}
+
+// indexLater writes a new member into its user's index once more, now that its epoch is known, beside the requests of the client. If it
+// fails, the next heartbeat does it.
+func (c *connection) indexLater(m *membership) {
+	c.service.work.Go(func() {
+		ctx, cancel := context.WithTimeout(c.service.ctx, answerWithin)
+		defer cancel()
+		if m.mu.LockBefore(ctx) != nil {
+			return
+		}
+		defer m.mu.Unlock()
+		if !m.ended {
+			_ = c.service.indexIfDue(ctx, &m.Member, m.Epoch)
+		}
+	})
+}
+
+// prepare writes what has to be there before the member is: what leads a reaper to it, or whoever removes the members of a lost
+// node, and its user's index. These are in different slots of Redis, so they are written at the same time.
+func (c *connection) prepare(ctx context.Context, r *room, wish *Member, floor int64) error {
+	var indexed, hosted, announced error
+	var work crew
+	node, done := c.lease.hosts(wish.Room)
+	if !done {
+		work.Go(func() { node, hosted = c.lease.host(ctx, wish.Room) })
+	}
+	if !r.isIndexed() {
+		work.Go(func() {
+			indexed = r.index(ctx, func(ctx context.Context) error {
+				return c.service.indexRoom(ctx, wish.Room, c.service.options.Lookback)
+			})
+		})
+	}
+	work.do(func() { announced = c.service.announceJoin(ctx, wish, floor) })
+	work.Wait()
+	wish.Node = node
+	return cmp.Or(indexed, hosted, announced)
 }
 
 // keep writes a new member once more if the node has lost its lease meanwhile: nobody puts back what was not there yet.
@@ -134,20 +143,11 @@ func (c *connection) keep(ctx context.Context, m *Member, floor int64) error {
 	if m.Node == c.lease.name() {
 		return nil
 	}
-	return c.writeAgain(ctx, m, floor)
-}
-
-// writeAgain writes a member that has just joined into Redis, where that does not have it. One that was kicked meanwhile has joined all the
-// same: its client is told of the kick.
-func (c *connection) writeAgain(ctx context.Context, m *Member, floor int64) error {
 	var err error
 	if m.Node, err = c.lease.host(ctx, m.Room); err != nil {
 		return err
 	}
-	if err = c.service.restore(ctx, m, 0, floor); hasCode(err, CodeNotJoined) {
-		return nil
-	}
-	return err
+	return c.service.restore(ctx, m, 0, floor)
 }
 
 // joinAck is the acknowledgement of a join. The whole room needs no counts.

@@ -92,8 +92,7 @@ func (h *handlers) broadcast(rooms, except []string, f frame) {
 	for r := range h.hub.receivers(except) {
 		delete(to, r)
 	}
-	h.hub.cast(f, slices.Collect(maps.Keys(to)))
-	h.hub.flush()
+	h.hub.send(f, slices.Collect(maps.Keys(to)))
 }
 
 // connection is one client and the rooms it is in. The session layer calls it for one packet at a time.

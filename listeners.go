@@ -222,9 +222,13 @@ func (l *listeners) collect(set map[receiver]bool) {
 	}
 }
 
+// cast queues a frame that no later one takes the place of.
+func (l *listeners) cast(f frame, to ...receiver) {
+	l.room.dispatcher.batch.cast(f, memberUpdate{}, to)
+}
+
 // tell passes a change on to those who want each, and keeps it for the others.
 func (l *listeners) tell(c change) {
-	h := l.room.hub
 	l.tellEach(c)
 	if len(l.lists[modeBatch]) > 0 {
 		l.window.note(c)
@@ -233,7 +237,7 @@ func (l *listeners) tell(c change) {
 		return
 	}
 	if to := l.withoutEvents[c.ConnID]; to != nil {
-		h.cast(h.encode.event(c.Event), []receiver{to})
+		l.cast(l.room.hub.encode.event(c.Event), to)
 	}
 	if c.final {
 		l.tellRemoved(c.Event)
@@ -272,7 +276,7 @@ func (l *listeners) tellRemoved(e Event) {
 	}
 	batch := l.subscriptions[to].mode() == modeBatch
 	if batch {
-		l.room.hub.cast(l.room.hub.encode.event(e), []receiver{to})
+		l.cast(l.room.hub.encode.event(e), to)
 	}
 	l.dismiss(to, asMember)
 	if s := l.subscriptions[to]; batch && !s.empty() && s.mode() == modeBatch {
@@ -333,7 +337,7 @@ func (l *listeners) castBatch(all changes, to []receiver) (sent bool) {
 	h, p := l.room.hub, &l.room.replica
 	events := all.net(p)
 	if len(events) > 0 {
-		h.cast(h.encode.batch(Batch{RoomID: p.room, Rev: p.rev, Count: p.entries.len(), Users: len(p.users), Events: events}), to)
+		l.cast(h.encode.batch(Batch{RoomID: p.room, Rev: p.rev, Count: p.entries.len(), Users: len(p.users), Events: events}), to...)
 	}
 	return len(events) > 0
 }
@@ -353,7 +357,7 @@ func (l *listeners) sendCount(now time.Time, t tally) {
 	}
 	if len(to) > 0 {
 		l.count.next = now.Add(h.countEvery)
-		h.cast(h.encode.count(Batch{RoomID: p.room, Rev: p.rev, Count: t.count, Users: t.users}), to)
+		l.cast(h.encode.count(Batch{RoomID: p.room, Rev: p.rev, Count: t.count, Users: t.users}), to...)
 	}
 	l.told, l.others = t, nil
 }

@@ -305,7 +305,7 @@ func (s *foldRun) tellOne(m message) {
 	if s.lossy && s.random.IntN(12) == 0 {
 		return
 	}
-	s.hub.message("r", payloadOf(m))
+	s.hub.dispatchers[0].message("r", payloadOf(m))
 }
 
 // happens makes a change of somebody: of a connection elsewhere, or of a receiver that is a member.
@@ -337,7 +337,7 @@ func (s *foldRun) happens() {
 
 // settle ends the messages of a moment.
 func (s *foldRun) settle() {
-	s.hub.settled()
+	s.hub.dispatchers[0].settled()
 	synctest.Wait()
 }
 
@@ -348,7 +348,7 @@ func (s *foldRun) begins(f *folder) {
 	if as == asMember {
 		m := s.change(EventJoin, f.id, fmt.Sprint("u", s.random.IntN(3)), "0", "")
 		rev = m.Rev
-		s.hub.message("r", payloadOf(m))
+		s.hub.dispatchers[0].message("r", payloadOf(m))
 	}
 	w := newWaiter(rev, f, as, mode, func(v *view) frameParts {
 		f.ack(v.page("", limit), as, mode)
@@ -375,7 +375,7 @@ func (s *foldRun) ends(f *folder) {
 	f.chosen[as], f.ending = 0, false
 	f.mu.Unlock()
 	if _, there := s.truth.entries.get(f.id); there && as == asMember {
-		s.hub.message("r", payloadOf(s.change(EventLeave, f.id, "", "null", ReasonLeft)))
+		s.hub.dispatchers[0].message("r", payloadOf(s.change(EventLeave, f.id, "", "null", ReasonLeft)))
 	}
 }
 

@@ -156,7 +156,7 @@ func TestAPageWithinAWindowLeavesNoGhost_G3(t *testing.T) {
 func TestSeats(t *testing.T) {
 	closed, stop := context.WithCancel(t.Context())
 	stop() // a closed hub sets no timers
-	r := newRoom(&hub{background: &background{ctx: closed}}, "r")
+	r := newRoom(newDispatcher(&hub{background: &background{ctx: closed}}), "r")
 	l := &r.listeners
 	type place struct{ member, watcher eventMode } // plus one
 	model := map[receiver]place{}

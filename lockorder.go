@@ -13,9 +13,9 @@ const (
 	rankMembership                   // membership.mu
 	rankToken                        // lease.renewing, room.indexing
 	rankUserWatchers                 // userWatchers.mu
-	rankHub                          // hub.mu
+	rankDispatcher                   // dispatcher.mu
 	rankRoom                         // room.mu
-	rankBatch                        // hub.batch.mu
+	rankBatch                        // batch.mu
 	rankHeld                         // heldFrames.mu
 	rankPolled                       // polled.mu
 	rankOutbox                       // outbox.mu
@@ -30,7 +30,7 @@ type (
 	ofMembership   struct{}
 	ofToken        struct{}
 	ofUserWatchers struct{}
-	ofHub          struct{}
+	ofDispatcher   struct{}
 	ofRoom         struct{}
 	ofBatch        struct{}
 	ofHeld         struct{}
@@ -43,7 +43,7 @@ func (ofClient) rank() lockRank       { return rankClient }
 func (ofMembership) rank() lockRank   { return rankMembership }
 func (ofToken) rank() lockRank        { return rankToken }
 func (ofUserWatchers) rank() lockRank { return rankUserWatchers }
-func (ofHub) rank() lockRank          { return rankHub }
+func (ofDispatcher) rank() lockRank   { return rankDispatcher }
 func (ofRoom) rank() lockRank         { return rankRoom }
 func (ofBatch) rank() lockRank        { return rankBatch }
 func (ofHeld) rank() lockRank         { return rankHeld }

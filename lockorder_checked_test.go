@@ -16,10 +16,10 @@ func TestTheLockOrderIsChecked(t *testing.T) {
 	for _, fault := range brokenLockOrder() {
 		t.Errorf("before: %s", fault)
 	}
-	var hub mutex[ofHub]
+	var hub mutex[ofDispatcher]
 	var room, other mutex[ofRoom]
 	var leaf mutex[ofNone]
-	member, token := newTurn[ofMembership](), newTurn[ofToken]()
+	member, token := newOperationLock[ofMembership](), newOperationLock[ofToken]()
 	for name, tc := range map[string]struct {
 		do   func()
 		want string // in the fault; "" = there is none

@@ -25,7 +25,7 @@ func (m *model) startNode(i int) {
 		NodeLease: m.config.NodeLease, Logger: n.log}, m.scripts)
 	n.service.options.ReaperInterval = modelReaperInterval
 	newReaper(n.service).start()
-	n.wireRooms(m.config, func(bridgeSink) subscriptions { return n }, nil)
+	n.wireRooms(m.config, 1, func([]bridgeSink) subscriptions { return n }, nil)
 	n.lease.node = fmt.Sprint("node", i) // a random name would make each run another one
 	n.lease.start()
 	m.nodes = append(m.nodes, n)
@@ -101,13 +101,13 @@ func (n *modelNode) deliver(count int) {
 		n.messages = n.messages[1:]
 		if item.subscribed {
 			n.note("n%d reads %s anew", n.index, item.room)
-			n.hub.subscribed(item.room)
+			n.hub.dispatchers[0].subscribed(item.room)
 			continue
 		}
 		n.note("n%d hears %.40s", n.index, item.payload)
-		n.hub.message(item.room, item.payload)
+		n.hub.dispatchers[0].message(item.room, item.payload)
 	}
-	n.hub.settled()
+	n.hub.dispatchers[0].settled()
 }
 
 // cut loses the subscription's connection, and what was on its way.

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -130,11 +131,11 @@ func (n *node) wire(config Config) {
 		OnLeave:        n.metrics.countLeaves,
 		OnChange:       onChange,
 	})
-	open := func(about topic, sink bridgeSink) *bridge {
-		return newBridge(n.redis, config.ShardedPubSub, about, sink, n.log)
+	open := func(about topic, sinks ...bridgeSink) *bridge {
+		return newBridge(n.redis, config.ShardedPubSub, about, n.log, sinks...)
 	}
-	n.wireRooms(config, func(sink bridgeSink) subscriptions {
-		n.bridge = open(aboutRooms, sink)
+	n.wireRooms(config, runtime.GOMAXPROCS(0), func(sinks []bridgeSink) subscriptions {
+		n.bridge = open(aboutRooms, sinks...)
 		return n.bridge
 	}, func(sink bridgeSink) *bridge { return open(aboutUsers, sink) })
 	n.wireSockets(config)
@@ -175,12 +176,13 @@ func (n *node) wireSockets(config Config) {
 
 // wireRooms makes what is between the service and the sockets. The two functions connect to the channels of rooms, at once, and
 // of users, once one is watched.
-func (n *node) wireRooms(config Config, rooms func(bridgeSink) subscriptions, users func(bridgeSink) *bridge) {
+func (n *node) wireRooms(config Config, dispatchers int, rooms func([]bridgeSink) subscriptions, users func(bridgeSink) *bridge) {
 	n.lease = newLease(n.service, config.NodeLease, func() { n.healer.lostLease() }, n.log)
 	n.hub = newHub(hubOptions{
-		source:  n.service,
-		encode:  encoders{presenceFrame, batchFrame, countFrame},
-		connect: rooms,
+		source:          n.service,
+		encode:          encoders{presenceFrame, batchFrame, countFrame},
+		dispatcherCount: dispatchers,
+		connect:         rooms,
 		losses: func(h *hub) lossListener {
 			n.healer = newHealer(n.service, h, n.lease, n.log)
 			return n.healer

@@ -148,8 +148,12 @@ func startTestNode(t *testing.T, w wire, whole bool) *testNode {
 	rdb := w.open(t)
 	n := &testNode{service: startService(t, rdb, Options{Sharded: w.sharded}), whole: whole}
 	n.hub = newHub(hubOptions{source: patientSource{n.service, n}, encode: encoders{event: func(e Event) frame { return e.appendJSON(nil) }},
-		connect: func(sink bridgeSink) subscriptions {
-			n.bridge = newBridge(rdb, w.sharded, aboutRooms, lossySink{sink.(*hub), n}, testLogger(t))
+		dispatcherCount: 2,
+		connect: func(sinks []bridgeSink) subscriptions {
+			for i, sink := range sinks {
+				sinks[i] = lossySink{sink.(*dispatcher), n}
+			}
+			n.bridge = newBridge(rdb, w.sharded, aboutRooms, testLogger(t), sinks...)
 			return n.bridge
 		}, freshFor: time.Minute, log: testLogger(t)})
 	t.Cleanup(func() {
@@ -159,9 +163,9 @@ func startTestNode(t *testing.T, w wire, whole bool) *testNode {
 	return n
 }
 
-// lossySink is a hub that some messages do not reach.
+// lossySink is a dispatcher that some messages do not reach.
 type lossySink struct {
-	*hub
+	*dispatcher
 	node *testNode
 }
 
@@ -169,7 +173,7 @@ func (s lossySink) message(room, payload string) {
 	if s.node.deaf.Load() || rand.Int64N(100) < s.node.loss.Load() {
 		return
 	}
-	s.hub.message(room, payload)
+	s.dispatcher.message(room, payload)
 	if m, ok := parseMessage(payload); ok {
 		s.node.heard.Store(room, m.Rev)
 	}
@@ -177,7 +181,7 @@ func (s lossySink) message(room, payload string) {
 
 func (s lossySink) subscribed(room string) {
 	s.node.confirmed.Add(1)
-	s.hub.subscribed(room)
+	s.dispatcher.subscribed(room)
 }
 
 // patientSource answers when the messages before a read have come, unless they may be lost: a machine that is so slow that

@@ -18,6 +18,10 @@ const (
 	pipelineBatch   = 64
 	pipelineWorkers = 3
 
+	// A round trip that takes so long does not hold up the calls behind it: another one may begin beside it, up to so many more.
+	pipelineLate    = time.Millisecond
+	pipelineReliefs = 5
+
 	// Keys of calls that share one EVALSHA at most, so that Redis is not held up: some 10 µs go with each.
 	mergedKeys = 256
 
@@ -28,7 +32,7 @@ const (
 	reloadPause = 200 * time.Millisecond
 )
 
-// errOwes is what calls to a master get that owes the answer to an earlier one.
+// errUnresponsive is what calls to a master get that owes the answer to an earlier one.
 var errUnresponsive = errors.New("an earlier call to Redis has no answer yet")
 
 // pipelines is a Redis client whose scripts share round trips: what waits for one master goes out together, what comes
@@ -212,6 +216,8 @@ type pipeline struct {
 	calls  chan *pipelinedCall
 	owes   atomic.Bool // and a probe is under way
 
+	reliefs atomic.Int32
+
 	ctx  context.Context // ends when the master is forgotten
 	stop context.CancelFunc
 }
@@ -296,6 +302,24 @@ func (l *pipeline) serve() {
 	}
 }
 
+// relieve serves in the place of a worker whose round trip takes long, until that is over.
+func (l *pipeline) relieve(over <-chan struct{}) {
+	defer l.reliefs.Add(-1)
+	if l.reliefs.Add(1) > pipelineReliefs {
+		return
+	}
+	for {
+		select {
+		case <-over:
+			return
+		case <-l.ctx.Done():
+			return
+		case c := <-l.calls:
+			l.send(l.gather(c))
+		}
+	}
+}
+
 // gather takes what waits behind the first call.
 func (l *pipeline) gather(first *pipelinedCall) []*pipelinedCall {
 	batch := append(make([]*pipelinedCall, 0, 1+len(l.calls)), first)
@@ -322,7 +346,11 @@ func (l *pipeline) send(batch []*pipelinedCall) {
 		e.cmd = scriptCmd(l.of.ctx, e.command, e.script, e.keys, e.args)
 		_ = pipe.Process(l.of.ctx, e.cmd)
 	}
+	over := make(chan struct{})
+	late := time.AfterFunc(pipelineLate, func() { l.of.work.Go(func() { l.relieve(over) }) })
 	_, _ = pipe.Exec(l.of.ctx) // each command has an error of its own: completeAnswers sees to it
+	late.Stop()
+	close(over)
 	for _, e := range list {
 		e.settle()
 	}

@@ -30,7 +30,9 @@ type Member struct {
 // caller knows.
 func (s *Service) join(ctx context.Context, m Member, floor int64) (Member, error) {
 	var others []string // connections of the user, as far as they are known to leave
-	m.indexedAt = s.stale.cancel(m)
+	if m.indexedAt.IsZero() {
+		m.indexedAt = s.stale.cancel(m)
+	}
 	for ctx.Err() == nil {
 		if err := s.indexIfDue(ctx, &m, max(m.Epoch, floor)+1); err != nil {
 			return m, err
@@ -85,6 +87,12 @@ func deviceArg(device string) string {
 
 // fenceLife is how long, in milliseconds, fences and the index of devices last.
 func (s *Service) fenceLife() int64 { return max(2*s.options.Lookback, time.Hour).Milliseconds() }
+
+// announceJoin writes into the index of its user where m is going to be, unless that has been done. join does it too.
+func (s *Service) announceJoin(ctx context.Context, m *Member, floor int64) error {
+	m.indexedAt = s.stale.cancel(*m)
+	return s.indexIfDue(ctx, m, max(m.Epoch, floor)+1)
+}
 
 func (s *Service) tryJoin(ctx context.Context, m Member, others []string, floor int64) (reply, error) {
 	replaces := ""

@@ -19,12 +19,13 @@ type receiver interface {
 
 // room is the replica of one room and the local sockets that get its events.
 type room struct {
-	id   string
-	hub  *hub
-	ctx  context.Context
-	stop context.CancelFunc
+	id         string
+	hub        *hub
+	dispatcher *dispatcher
+	ctx        context.Context
+	stop       context.CancelFunc
 
-	// Guarded by hub.mu.
+	// Guarded by dispatcher.mu.
 	members    int // local members, and those on their way in
 	emptySince time.Time
 	indexedAt  time.Time              // when the room was written into the reaper's index for them, zero = not yet
@@ -53,12 +54,12 @@ type room struct {
 	freshAt    time.Time // and when
 }
 
-func newRoom(h *hub, id string) *room {
-	r := &room{id: id, hub: h, loaded: make(chan struct{}), indexing: newOperationLock[ofToken](), emptySince: time.Now(),
+func newRoom(d *dispatcher, id string) *room {
+	r := &room{id: id, hub: d.hub, dispatcher: d, loaded: make(chan struct{}), indexing: newOperationLock[ofToken](), emptySince: time.Now(),
 		owned: map[string]*membership{}}
 	r.replica = newReplica(id)
 	r.listeners.room = r
-	r.ctx, r.stop = context.WithCancel(h.ctx)
+	r.ctx, r.stop = context.WithCancel(d.hub.ctx)
 	return r
 }
 
@@ -71,19 +72,23 @@ func (r *room) index(ctx context.Context, write func(context.Context) error) err
 	}
 	defer r.indexing.Unlock()
 	now := time.Now()
-	r.hub.mu.Lock()
-	done := now.Sub(r.indexedAt) <= r.hub.freshFor
-	r.hub.mu.Unlock()
-	if done {
+	if r.isIndexed() {
 		return nil
 	}
 	if err := write(ctx); err != nil {
 		return err
 	}
-	r.hub.mu.Lock()
+	r.dispatcher.mu.Lock()
 	r.indexedAt = now
-	r.hub.mu.Unlock()
+	r.dispatcher.mu.Unlock()
 	return nil
+}
+
+// isIndexed tells whether index would have nothing to do.
+func (r *room) isIndexed() bool {
+	r.dispatcher.mu.Lock()
+	defer r.dispatcher.mu.Unlock()
+	return time.Since(r.indexedAt) <= r.hub.freshFor
 }
 
 // linger is how long the room is kept without local members.
@@ -116,7 +121,7 @@ func (r *room) revision() int64 {
 // tellKicked tells of a removal for good whose message this node has not got, although the replica is past it: a reading keeps a
 // member whose request is at work.
 func (r *room) tellKicked(conn string, epoch, ts int64, reason Reason) {
-	defer r.hub.flush()
+	defer r.dispatcher.batch.flush()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	old, there := r.replica.entries.get(conn)
@@ -148,7 +153,7 @@ func (r *room) forget() {
 
 // leave ends what the receiver gets in a role. Frames that are queued for it stay.
 func (r *room) leave(to receiver, as role) {
-	defer r.hub.flush()
+	defer r.dispatcher.batch.flush()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.listeners.dismiss(to, as)
@@ -170,9 +175,9 @@ func (r *room) disown(conn string) {
 
 // toHeal are the members that this node owns. The reaper's index may be lost as well, so that the next join writes it.
 func (r *room) toHeal() []*membership {
-	r.hub.mu.Lock()
+	r.dispatcher.mu.Lock()
 	r.indexedAt = time.Time{}
-	r.hub.mu.Unlock()
+	r.dispatcher.mu.Unlock()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return slices.Collect(maps.Values(r.owned))
@@ -187,7 +192,7 @@ func (r *room) collect(set map[receiver]bool) {
 
 // windowOver sends what was kept until a time.
 func (r *room) windowOver(p *pace) {
-	defer r.hub.flush()
+	defer r.dispatcher.batch.flush()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	p.armed = false
@@ -256,7 +261,7 @@ func (r *room) apply(e Event) {
 	}
 	if !r.touched {
 		r.touched = true
-		r.hub.touch(r)
+		r.dispatcher.batch.touch(r)
 	}
 }
 

@@ -341,7 +341,7 @@ func heldUp(t *testing.T, members, clients int) (longest, other time.Duration) {
 	source.store(int64(members), manyMembers(members, "{}")...)
 	calm.store(1, here("a", 1, "{}"))
 	h := newHub(hubOptions{source: twoRooms{source, calm}, encode: encoders{event: func(Event) frame { return frame("event") }},
-		connect: func(bridgeSink) subscriptions { return &fakeSubscriptions{} }, losses: func(*hub) lossListener { return noLoss{t} },
+		connect: func([]bridgeSink) subscriptions { return &fakeSubscriptions{} }, losses: func(*hub) lossListener { return noLoss{t} },
 		freshFor: time.Nanosecond, log: testLogger(t)})
 	defer h.close()
 	r := h.acquire("r")
@@ -349,7 +349,7 @@ func heldUp(t *testing.T, members, clients int) (longest, other time.Duration) {
 		r.own(e.ConnID, &membership{room: r, mu: newOperationLock[ofMembership](), expiresAt: time.Now().Add(time.Hour), Member: Member{Conn: e.ConnID, Epoch: e.Epoch, Rev: e.Rev}})
 	}
 	for _, room := range []*room{r, h.acquire("calm")} {
-		h.subscribed(room.id)
+		h.dispatchers[0].subscribed(room.id)
 		if _, err := room.ready(t.Context()); err != nil {
 			t.Fatal(err)
 		}
@@ -376,8 +376,8 @@ func heldUp(t *testing.T, members, clients int) (longest, other time.Duration) {
 	go func() { joins.Wait(); close(over) }()
 	pass := func(room, payload string) time.Duration {
 		began := time.Now()
-		h.message(room, payload)
-		h.settled()
+		h.dispatchers[0].message(room, payload)
+		h.dispatchers[0].settled()
 		return time.Since(began)
 	}
 	for n := 0; isOpen(over); n++ {

@@ -68,7 +68,7 @@ func TestAReadingAfterTheCounterExpired_G3(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			inEmptyRoom(t, func(w *world, e *ear, losses *countedLosses) {
 				w.nowStored(c.rev, c.ms, c.signs, c.entries...)
-				w.hub.subscribed("r")
+				w.hub.dispatchers[0].subscribed("r")
 				synctest.Wait()
 				if lost := losses.data > 0; lost != c.lost {
 					t.Errorf("a loss of data was seen: %t, want %t", lost, c.lost)
@@ -116,7 +116,7 @@ func TestAMessageAfterTheCounterExpired_G2_G3(t *testing.T) {
 				}
 				w.tell(patched(c.rev, c.rev+1, "a", `{"n":1}`))
 				w.nowStored(c.rev+1, c.rev+1, lossSigns{server: "s1", origin: c.rev}, Entry{ConnID: "a", UserID: "A", State: raw(`{"n":1}`), Epoch: 1, Rev: c.rev + 1})
-				w.hub.subscribed("r")
+				w.hub.dispatchers[0].subscribed("r")
 				w.wantHeard(e, fmt.Sprintf("join a A 1 @%d {}", c.rev), fmt.Sprintf(`update a A 1 @%d {"n":1}`, c.rev+1))
 				if *losses != (countedLosses{}) {
 					t.Errorf("losses were seen: %+v", *losses)
@@ -130,7 +130,7 @@ func TestAMessageAfterTheCounterExpired_G2_G3(t *testing.T) {
 func TestAReadingBeforeTheFirstMessageOfANewCounter_G1(t *testing.T) {
 	for name, rev := range map[string]int64{"the old counter was there": lastRev, "no counter was there": 0} {
 		for why, ask := range map[string]func(w *world){
-			"messages may be lost": func(w *world) { w.hub.subscribed("r") },
+			"messages may be lost": func(w *world) { w.hub.dispatchers[0].subscribed("r") },
 			"for a fresh snapshot": func(w *world) { r := w.hub.find("r"); r.mu.Lock(); r.look(); r.mu.Unlock() },
 		} {
 			t.Run(name+"/"+why, func(t *testing.T) {

@@ -28,7 +28,7 @@ func (w *world) panicking(f func()) {
 	if !panics(testLogger(w), "subscriptions", f) {
 		w.Error("it did not panic")
 	}
-	w.hub.subscribed("r")
+	w.hub.dispatchers[0].subscribed("r")
 	synctest.Wait()
 }
 
@@ -74,17 +74,17 @@ func TestWhatPanickedIsToldAfterTheNextRead_G1(t *testing.T) {
 		}, []string{"join b B 1 @6 {}", "join c C 1 @7 {}"}},
 		"a message that waited for a read": {1, func(w *world) {
 			release := w.source.hold()
-			w.hub.subscribed("r")
+			w.hub.dispatchers[0].subscribed("r")
 			synctest.Wait()
 			w.tell(joined(5, 6, "b"))
 			release()
 			synctest.Wait()
 		}, []string{"join b B 1 @6 {}", "join c C 1 @7 {}"}},
 		"all of a difference": {1, func(w *world) {
-			w.hub.subscribed("r")
+			w.hub.dispatchers[0].subscribed("r")
 		}, []string{"join b B 1 @6 {}", "leave a A 0 @6", "join c C 1 @7 {}"}},
 		"a part of a difference": {2, func(w *world) {
-			w.hub.subscribed("r")
+			w.hub.dispatchers[0].subscribed("r")
 		}, []string{"join b B 1 @6 {}", "leave a A 0 @6", "join c C 1 @7 {}"}},
 	}
 	for name, c := range cases {

@@ -71,7 +71,7 @@ func (l *listeners) castEvent(e Event, to []receiver) {
 	if e.Type == EventUpdate {
 		of = memberUpdate{l.room.id, e.ConnID, e.Epoch}
 	}
-	h.castUpdate(f, of, to)
+	l.room.dispatcher.batch.cast(f, of, to)
 	if h.roomBytes > 0 {
 		l.spend(float64(len(f)) * float64(len(to)) / float64(h.roomBytes))
 	}

@@ -186,7 +186,7 @@ func TestJoinsMakeNoDebtOfARoom(t *testing.T) {
 		r := w.room()
 		all := w.listener(r, "all", asWatcher, modeAll)
 		for rev := range int64(1000) { // 20 KB
-			w.hub.message("r", payloadOf(joined(10+rev, 11+rev, "b")))
+			w.hub.dispatchers[0].message("r", payloadOf(joined(10+rev, 11+rev, "b")))
 		}
 		w.tell(patched(1010, 1011, "a", "1"), patched(1011, 1012, "a", "2"))
 		if heard := all.all(w); !strings.HasSuffix(heard, "update a A 1 @1011 1") {

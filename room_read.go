@@ -59,7 +59,7 @@ func (r *room) readLoop() {
 			continue
 		}
 		done := r.adopt(s, known, r.compareWith(s))
-		r.hub.settle()
+		r.dispatcher.settle()
 		if done {
 			return
 		}

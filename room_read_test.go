@@ -16,7 +16,7 @@ func TestMessagesDuringARead_G1_G2_G3(t *testing.T) {
 		listener := w.guest(r)
 		w.source.store(12, here("a", 1, "{}"), here("b", 12, "{}"))
 		release := w.source.hold()
-		w.hub.subscribed("r")
+		w.hub.dispatchers[0].subscribed("r")
 		synctest.Wait()
 		w.tell(joined(10, 12, "b"), joined(12, 13, "c"), gone(13, 14, "a"))
 		w.wantHeard(listener)
@@ -98,7 +98,7 @@ func TestAGapDuringAReadIsReadAgain_G3(t *testing.T) {
 		w.source.store(10)
 		listener := w.guest(w.room())
 		first := w.source.hold()
-		w.hub.subscribed("r") // finds revision 10
+		w.hub.dispatchers[0].subscribed("r") // finds revision 10
 		synctest.Wait()
 		w.source.store(16, here("b", 12, "{}"), here("c", 16, "{}"))
 		w.tell(joined(12, 16, "c"))
@@ -117,10 +117,10 @@ func TestASubscriptionConfirmedDuringAReadAsksForAnother_G3(t *testing.T) {
 	inWorld(t, func(w *world) {
 		release := w.source.hold()
 		r := w.hub.acquire("r")
-		w.hub.subscribed("r") // finds nothing
+		w.hub.dispatchers[0].subscribed("r") // finds nothing
 		synctest.Wait()
 		w.source.store(12, here("b", 12, "{}")) // its message was lost
-		w.hub.subscribed("r")
+		w.hub.dispatchers[0].subscribed("r")
 		release()
 		synctest.Wait()
 		w.wantReads(2)
@@ -135,7 +135,7 @@ func TestMessagesKeptDuringAReadAreBounded_G3(t *testing.T) {
 		r := w.room()
 		listener := w.guest(r)
 		release := w.source.hold()
-		w.hub.subscribed("r")
+		w.hub.dispatchers[0].subscribed("r")
 		synctest.Wait()
 		rev := int64(0)
 		for range maxPending + 1 {
@@ -161,7 +161,7 @@ func TestMessagesGivenUpDuringASecondReadAreReadAgain_G3(t *testing.T) {
 		w.source.store(10)
 		r := w.room()
 		first := w.source.hold()
-		w.hub.subscribed("r")
+		w.hub.dispatchers[0].subscribed("r")
 		synctest.Wait()
 		w.tell(patched(15, 16, "a", "{}"))
 		second := w.source.hold()
@@ -187,7 +187,7 @@ func TestAGapAfterAReadThatFailedIsReadAgain_G3(t *testing.T) {
 		w.source.store(10)
 		listener := w.guest(w.room())
 		w.source.fail(errors.New("down"))
-		w.hub.subscribed("r")
+		w.hub.dispatchers[0].subscribed("r")
 		synctest.Wait()
 		w.tell(joined(10, 11, "b"))
 		w.source.fail(nil)

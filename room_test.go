@@ -89,7 +89,7 @@ func TestARoomWithoutLocalMembersIsGivenUp(t *testing.T) {
 func TestAHubGivesTheReceiversOfRoomsOnce(t *testing.T) {
 	inWorld(t, func(w *world) {
 		a, b := w.room(), w.hub.acquire("b")
-		w.hub.subscribed("b")
+		w.hub.dispatchers[0].subscribed("b")
 		synctest.Wait()
 		both, one := w.guest(a), w.guest(b)
 		if err := b.admit(w.Context(), newWaiter(0, both, asMember, modeAll, both.welcome)); err != nil {
@@ -124,9 +124,9 @@ func TestForeignMessagesHarmNobody_G9(t *testing.T) {
 				w.source.store(10)
 				r := w.room()
 				listener := w.guest(r)
-				w.hub.message("r", payload)
-				w.hub.message("unknown", payload)
-				w.hub.settled()
+				w.hub.dispatchers[0].message("r", payload)
+				w.hub.dispatchers[0].message("unknown", payload)
+				w.hub.dispatchers[0].settled()
 				w.tell(joined(10, 12, "a"))
 				w.wantHeard(listener, "join a A 1 @12 {}")
 				w.wantReads(1)

@@ -28,41 +28,6 @@ func TestAJoinIsAnsweredInTheOrderOfTheRoom_G2(t *testing.T) {
 	})
 }
 
-func TestAJoinThatTheReplicaIsWithoutIsNotAnswered_G7(t *testing.T) {
-	for name, c := range map[string]struct {
-		found []Entry
-		want  error
-	}{
-		"it is not there":              {nil, errMissing},
-		"an earlier incarnation is":    {[]Entry{here("a", 5, "{}")}, errMissing},
-		"it is there":                  {[]Entry{here("a", 11, "{}")}, nil},
-		"it is there and has changed":  {[]Entry{{ConnID: "a", UserID: "A", Epoch: 11, Rev: 12, State: raw("{}")}}, nil},
-		"a later incarnation is there": {[]Entry{here("a", 12, "{}")}, nil},
-	} {
-		t.Run(name, func(t *testing.T) {
-			inWorld(t, func(w *world) {
-				w.source.store(10)
-				r := w.room()
-				w.source.store(13, append(c.found, here("b", 13, "{}"))...)
-				w.hub.subscribed("r")
-				synctest.Wait()
-				e := &ear{id: "a"}
-				joining := newWaiter(11, e, asMember, modeAll, e.welcome)
-				joining.epoch = 11
-				if err := r.admit(w.Context(), joining); !errors.Is(err, c.want) {
-					t.Errorf("got %v, want %v", err, c.want)
-				}
-				w.tell(gone(13, 14, "b"))
-				if c.want != nil {
-					w.wantHeard(e)
-				} else {
-					w.wantHeard(e, "ack @13 [a b]", "leave b B 0 @14 null")
-				}
-			})
-		})
-	}
-}
-
 func TestAJoinThatTheReplicaHasIsAnsweredAtOnce_G2(t *testing.T) {
 	inWorld(t, func(w *world) {
 		w.source.store(10, here("a", 1, "{}"))
@@ -93,13 +58,13 @@ func TestJoinsOfOneBatchShareASnapshot_G2(t *testing.T) {
 		}
 		synctest.Wait()
 		for _, m := range []message{joined(10, 11, "a"), joined(11, 12, "b"), joined(12, 13, "c")} {
-			w.hub.message("r", payloadOf(m))
+			w.hub.dispatchers[0].message("r", payloadOf(m))
 		}
 		synctest.Wait()
 		if snapshots[0] != nil {
 			t.Error("a join was answered within the batch")
 		}
-		w.hub.settled()
+		w.hub.dispatchers[0].settled()
 		for _, result := range answered {
 			if err := <-result; err != nil {
 				t.Fatal(err)
@@ -128,10 +93,10 @@ func TestAJoinDuringABatchWaitsForItsEnd_G2(t *testing.T) {
 	inWorld(t, func(w *world) {
 		w.source.store(10)
 		r := w.room()
-		w.hub.message("r", payloadOf(joined(10, 11, "a")))
+		w.hub.dispatchers[0].message("r", payloadOf(joined(10, 11, "a")))
 		e, result := w.admit(w.Context(), r, 11)
 		w.wantHeard(e)
-		w.hub.settled()
+		w.hub.dispatchers[0].settled()
 		if err := <-result; err != nil {
 			t.Fatal(err)
 		}
@@ -165,7 +130,7 @@ func TestAJoinStaysImpatientWhenAnOlderReadIsSlow_G2_G3(t *testing.T) {
 		w.source.store(10)
 		r := w.room()
 		release := w.source.hold()
-		w.hub.subscribed("r") // finds revision 10
+		w.hub.dispatchers[0].subscribed("r") // finds revision 10
 		synctest.Wait()
 		w.source.store(11, here("a", 11, "{}")) // its message is lost
 		ctx, cancel := context.WithTimeout(w.Context(), answerWithin)

@@ -198,7 +198,7 @@ func inWorld(t *testing.T, body func(w *world)) {
 			w.frames++
 			return frame(said(e))
 		}}
-		w.hub = newHub(hubOptions{source: w.source, encode: encode, connect: func(bridgeSink) subscriptions { return w.subs },
+		w.hub = newHub(hubOptions{source: w.source, encode: encode, connect: func([]bridgeSink) subscriptions { return w.subs },
 			freshFor: testFreshFor, batchEvery: 250 * time.Millisecond, countEvery: time.Second, log: testLogger(t)})
 		defer w.hub.close()
 		body(w)
@@ -208,7 +208,7 @@ func inWorld(t *testing.T, body func(w *world)) {
 // room acquires room "r" and waits until its replica is what the store holds.
 func (w *world) room() *room {
 	r := w.hub.acquire("r")
-	w.hub.subscribed("r")
+	w.hub.dispatchers[0].subscribed("r")
 	synctest.Wait()
 	return r
 }
@@ -237,9 +237,9 @@ func (w *world) guest(r *room) *ear {
 // tell brings messages of the room as the bridge does: one after the other, and then nothing for a while.
 func (w *world) tell(messages ...message) {
 	for _, m := range messages {
-		w.hub.message("r", payloadOf(m))
+		w.hub.dispatchers[0].message("r", payloadOf(m))
 	}
-	w.hub.settled()
+	w.hub.dispatchers[0].settled()
 	synctest.Wait()
 }
 

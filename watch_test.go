@@ -204,9 +204,7 @@ func TestAWatchCountsAgainstTheLimitOfRooms(t *testing.T) {
 	u.ok(eventWatch, inRoom("w2", ""))
 	_ = u.conn.Close()
 	eventually(t, 5*time.Second, "all rooms are given up", func() bool {
-		n.hub.mu.Lock()
-		defer n.hub.mu.Unlock()
-		return len(n.hub.rooms) == 0
+		return len(n.hub.all(1)) == 0
 	})
 }
 

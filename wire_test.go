@@ -85,7 +85,7 @@ func eachWire(t *testing.T, body func(t *testing.T, w wire)) {
 // bridge starts a bridge that ends with the test.
 func (w wire) bridge(t testing.TB) (*bridge, *heardSink) {
 	sink := newHeardSink()
-	b := newBridge(w.rdb, w.sharded, aboutRooms, sink, testLogger(t))
+	b := newBridge(w.rdb, w.sharded, aboutRooms, testLogger(t), sink)
 	t.Cleanup(b.close)
 	return b, sink
 }
