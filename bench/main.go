@@ -2,6 +2,7 @@
 //
 //	go run ./bench -mode all -json results.json
 //	go run ./bench -mode heartbeat,storm -seconds 3
+//	go run ./bench -mode churn,patch -against ./presence-old
 //	go run ./bench -chart results.json > chart.svg
 //
 // For each mode it starts a Redis without persistence and one server, or several with -nodes, as processes of their own on
@@ -17,6 +18,9 @@
 // The attacks, which all does not include, load a server as hostile clients would, and time the heartbeats of 50 ordinary
 // members meanwhile. They refuse addresses that are not on the loopback. -clients is the number of attackers, and attackers
 // and members share this process: latencies above the server's own are possible when the machine has no core to spare.
+//
+// -against names the binary or URL of another server that speaks the same protocol. Each mode then runs with both in turn, as often
+// as -pairs says, and the ratios are printed instead of the figures: they hold on a noisy machine too.
 //
 // CPU is the time that the server's or Redis' process used within the window, divided by the operations of the window. The
 // load generator has a process of its own and does not count; but it shares the machine's cores, so rates and latencies
@@ -57,6 +61,8 @@ type settings struct {
 	seconds float64
 	nodes   int
 	server  string // binary or URL, "" = build this repository's
+	against string // binary or URL of another server to compare with, "" = none
+	pairs   int    // of runs with both
 	redis   string // URL, "" = start one
 	json    string // file for the results
 	chart   string // file of results to draw; nothing is measured
@@ -100,6 +106,8 @@ func parse(args []string) (settings, error) {
 	flags.Float64Var(&s.seconds, "seconds", 0, "length of the measured window (default: the mode's)")
 	flags.IntVar(&s.nodes, "nodes", 1, "servers to start; without servers, nodes that hear of each room")
 	flags.StringVar(&s.server, "server", "", "`binary` to start, or http:// URL of a running server (default: built from this repository)")
+	flags.StringVar(&s.against, "against", "", "`binary` or URL of another server: run each mode with both in turn and print the ratios")
+	flags.IntVar(&s.pairs, "pairs", 5, "runs of each mode with both servers")
 	flags.StringVar(&s.redis, "redis", "", "`URL` of a Redis (default: a private redis-server)")
 	flags.StringVar(&s.json, "json", "", "`file` for the results")
 	flags.StringVar(&s.chart, "chart", "", "draw the results in `file` as SVG, and measure nothing")
@@ -111,7 +119,7 @@ func parse(args []string) (settings, error) {
 	if flags.NArg() > 0 {
 		return s, fmt.Errorf("what is %q? everything is a flag", flags.Arg(0))
 	}
-	if s.clients < 0 || s.rooms < 0 || s.rate < 0 || s.seconds < 0 || s.nodes < 1 || s.floorRounds < 1 {
+	if s.clients < 0 || s.rooms < 0 || s.rate < 0 || s.seconds < 0 || s.nodes < 1 || s.pairs < 1 || s.floorRounds < 1 {
 		return s, errors.New("numbers must be positive")
 	}
 	return s, nil
@@ -132,6 +140,9 @@ func measure(ctx context.Context, s settings, out io.Writer) (err error) {
 		if s.server, err = buildServer(ctx, dir); err != nil {
 			return err
 		}
+	}
+	if s.against != "" {
+		return s.compare(ctx, modes, dir, out)
 	}
 	report := newReport()
 	for _, m := range modes {

@@ -71,6 +71,22 @@ func TestEachModeRunsWithoutFaults(t *testing.T) {
 	}
 }
 
+func TestTwoServersAreComparedInTurn(t *testing.T) {
+	needRedis(t)
+	server, err := buildServer(t.Context(), t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out bytes.Buffer
+	args := []string{"-mode", "heartbeat", "-server", server, "-against", server, "-pairs", "2", "-clients", "20", "-seconds", "0.3", "-floor-rounds", "20"}
+	if err := run(t.Context(), args, &out); err != nil {
+		t.Fatalf("%v\n%s", err, out.String())
+	}
+	if text := out.String(); !strings.Contains(text, "heartbeat") || !strings.Contains(text, "the median of 2 pairs") || strings.Contains(text, "NaN") {
+		t.Errorf("the table is\n%s", text)
+	}
+}
+
 func checkSmoke(t *testing.T, results []result) {
 	t.Helper()
 	if len(results) != 1 {

@@ -124,3 +124,19 @@ func lastResults(t *testing.T, file string) (r report) {
 	}
 	return r
 }
+
+func TestRatiosAreMediansOfPairs(t *testing.T) {
+	of := func(micros float64) result { return result{Server: &cost{Micros: micros}} }
+	pairs := []pair{{of(10), of(5)}, {of(10), of(20)}, {of(10), of(8)}, {of(0), of(9)}, {result{}, of(9)}}
+	for _, tc := range []struct {
+		pairs []pair
+		want  string
+	}{{pairs, "0.80 (0.50–2.00)"}, {pairs[:2], "1.25 (0.50–2.00)"}, {pairs[3:], "–"}} {
+		if got := ratioOf(tc.pairs, figures[0]); got != tc.want {
+			t.Errorf("the ratio is %s, want %s", got, tc.want)
+		}
+	}
+	if got := (&cost{CorePercent: 3}).perOperation(); got != 3 {
+		t.Errorf("without operations the cost is %v", got)
+	}
+}
