@@ -254,7 +254,8 @@ func (h *healer) restore(m *membership) (changed bool, err error) {
 }
 
 // pulse asks whether Redis has lost data. A flushed one breaks no connection, and in a cluster a master may be another one than
-// that which has the subscriptions.
+// that which has the subscriptions. It also finds changes that were never told, because Redis refused their messages: heartbeats do that
+// only where the node has a member in the room.
 func (h *healer) pulse() {
 	ctx, cancel := context.WithTimeout(h.ctx, pulsePeriod)
 	defer cancel()
@@ -263,8 +264,12 @@ func (h *healer) pulse() {
 		asked.Go(func() {
 			known, before := r.known()
 			rev, signs, err := h.service.pulse(ctx, r.id)
-			if err == nil && known > 0 && (rev < known || signs.lostSince(before)) {
+			switch {
+			case err != nil:
+			case known > 0 && (rev < known || signs.lostSince(before)):
 				r.check()
+			case rev > known:
+				r.compare(rev)
 			}
 		})
 	}

@@ -40,6 +40,7 @@ func refusalsOfRedis() map[string]refusedState {
 		"no scripts":              {begin: acl("-evalsha", "-eval"), end: acl("+evalsha", "+eval")},
 		"no command of a script":  {begin: acl("-hset"), end: acl("+hset")},
 		"the last command":        {begin: acl("-pexpire"), end: acl("+pexpire")},
+		"no channels":             {begin: acl("resetchannels"), end: acl("allchannels"), goesOn: true},
 		"keys that may be read":   {begin: acl("resetkeys", "%R~prs:*"), end: mayAll},
 		"no keys of rooms":        {begin: pattern("~prs:{nodes}:*"), end: mayAll},
 		"no hashes":               {begin: pattern("~prs:{nodes}:*", "~prs:{room:*"), end: mayAll},

@@ -26,6 +26,7 @@ var redisRefusals = []redisRefusal{
 	{name: "select refused", path: "/1", do: []string{"ACL SETUSER app -select"}, undo: []string{"ACL SETUSER app +select"}, singleOnly: true},
 	{name: "every command refused", do: []string{"ACL SETUSER app -@all"}, undo: []string{"ACL SETUSER app +@all"}},
 	{name: "a password wanted", do: []string{"CONFIG SET requirepass hush"}, undo: []string{"CONFIG SET requirepass "}, anybody: true},
+	{name: "too many clients", do: []string{"CONFIG SET maxclients 1"}, undo: []string{"CONFIG SET maxclients 10000"}, singleOnly: true},
 	{name: "scripts refused", do: []string{"ACL SETUSER app -evalsha -eval -hget -zscan -exists"}, undo: []string{"ACL SETUSER app +@all"}},
 }
 
@@ -210,6 +211,27 @@ func TestWhileRedisRefusesNobodyIsToldOfAnAnswer_G7(t *testing.T) {
 		}
 		assertAgree(t, n.service, room)
 	})
+}
+
+// TestWhatRedisRefusedToTellIsFound_G3 has Redis refuse the message of a change that it has made. Nobody who sends heartbeats is on the node of
+// those who watch.
+func TestWhatRedisRefusedToTellIsFound_G3(t *testing.T) {
+	t.Parallel()
+	for name, rules := range map[string][2]string{"the command": {"-publish", "+publish"}, "the channel": {"resetchannels", "allchannels"}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := startAppServers(t, false)
+			far, near := startNodeFor(t, backend{url: s.url}), startNodeFor(t, backend{url: s.url})
+			room := uniqueRoom(t)
+			far.member(t, room, "stays", "{}")
+			leaves, watcher := far.member(t, room, "leaves", "{}"), near.user(t)
+			watcher.ok(eventWatch, inRoom(room, ""))
+			s.tell("ACL SETUSER app " + rules[0])
+			leaves.unavailableInTime(eventLeave, "")
+			s.tell("ACL SETUSER app " + rules[1])
+			watcher.sees(EventLeave, leaves.id)
+		})
+	}
 }
 
 // TestANodeIsNotReadyWhileRedisRefusesWrites, and is soon afterwards.
