@@ -171,16 +171,6 @@ func (c *connection) beat(ctx context.Context, m *membership, patch json.RawMess
 	return changed, err
 }
 
-// kicked forgets a membership that Redis does not put back, once the socket has been told of its leave.
-func (c *connection) kicked(ctx context.Context, m *membership) error {
-	if err := m.room.reach(ctx, m.kickRev); err != nil {
-		return err
-	}
-	m.room.tellKicked(m.Conn, m.Epoch, m.kickRev, cmp.Or(m.kickReason, m.expelledFor()))
-	c.forget(m)
-	return notJoined()
-}
-
 // follow takes over an incarnation that is newer than the one in memory: a join whose answer did not come in time.
 func (c *connection) follow(ctx context.Context, m *membership) error {
 	stored, err := c.service.find(ctx, m.Room, m.Conn)

@@ -26,7 +26,7 @@ func (c *connection) join(ctx context.Context, payload []byte, id ackID) ([]byte
 		if err := c.roomForOneMore(); err != nil {
 			return nil, err
 		}
-		m = &membership{room: c.hub.acquire(p.RoomID), to: c.client, mu: newOperationLock[ofMembership]()}
+		m = &membership{room: c.hub.acquire(p.RoomID), to: c.client, by: c, mu: newOperationLock[ofMembership]()}
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -244,6 +244,9 @@ func (h *healer) restore(m *membership) (changed bool, err error) {
 	had, age := m.Rev, h.service.options.Lookback-time.Until(m.expiresAt)
 	err = h.service.putBack(ctx, &m.Member, age, m.room.revision())
 	m.ended = hasCode(err, CodeNotJoined) // a kick is final
+	if m.kickEnds {
+		h.endKicked(m, m.Member)
+	}
 	if err == nil {
 		m.keepOut()
 	}

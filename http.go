@@ -59,6 +59,7 @@ func (w *web) routes() []route {
 			route{http.MethodPost, "/v1/emit", withBody(w.emitToAll)},
 			route{http.MethodPost, "/v1/users", withBody(w.users)},
 			route{http.MethodGet, "/v1/users/{userId}", w.user},
+			route{http.MethodDelete, "/v1/users/{userId}", w.removeUser},
 			route{http.MethodDelete, "/v1/rooms/{roomId}/conns/{connId}", w.kick},
 		)
 	}

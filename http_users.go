@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"net/url"
 	"strconv"
 )
 
@@ -57,4 +58,39 @@ func decodeUsersAsked(body []byte, lim Limits) ([]string, *Error) {
 		}
 	}
 	return ids, nil
+}
+
+// removeUser kicks a user out of all rooms, and ends the connections if it is asked for that.
+func (w *web) removeUser(ctx context.Context, r *http.Request) ([]byte, error) {
+	id := r.PathValue("userId")
+	if err := checkID("userId", id, w.service.options.Limits.IDBytes); err != nil {
+		return nil, err
+	}
+	ends, refused := decodeDisconnect(r.URL.RawQuery)
+	if refused != nil {
+		return nil, refused
+	}
+	removed, err := w.service.kickUser(ctx, id, ends)
+	if removed > 0 {
+		w.log.Info("user kicked", "user", id, "members", removed, "disconnect", ends)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return append(appendNumber(nil, `{"removed":`, int64(removed)), '}'), nil
+}
+
+// decodeDisconnect reads the query of a request to remove a user. Whatever is not clear is refused: the difference matters.
+func decodeDisconnect(rawQuery string) (disconnect bool, refused *Error) {
+	query, err := url.ParseQuery(rawQuery)
+	if err != nil {
+		return false, invalid("the query cannot be read")
+	}
+	switch values := query["disconnect"]; {
+	case len(values) == 0:
+		return false, nil
+	case len(values) == 1 && (values[0] == "true" || values[0] == "false"):
+		return values[0] == "true", nil
+	}
+	return false, invalid("disconnect must be true or false")
 }

@@ -51,9 +51,9 @@ type hub struct {
 
 // lossListener learns what rooms notice. Its methods do not wait, and lock nothing that is held by who calls into a room.
 type lossListener interface {
-	toldOfKick(r *room, conn string, epoch int64, reason Reason) // of a member of this node, which hears nothing of the room any more
-	lostMembers(r *room)                                         // some of this node are not in the room any more, or as an older copy
-	lostData()                                                   // Redis is another one, or it has lost the room's counter: other rooms will not have fared better
+	toldOfKick(m *membership, conn string, epoch int64, reason Reason) // of a member of this node, which hears nothing of the room any more
+	lostMembers(r *room)                                               // some of this node are not in the room any more, or as an older copy
+	lostData()                                                         // Redis is another one, or it has lost the room's counter: other rooms will not have fared better
 }
 
 // hubOptions are what a hub needs. The two functions are called once, by newHub.

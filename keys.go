@@ -102,8 +102,8 @@ func leaseProbeKeys() []string { return []string{leasesKey, nodeRoomsKey("probe"
 
 const kickPrefix = keyPrefix + "kick:"
 
-// kickKey is a string: the epoch up to which the connection was removed for good, by an operator, or with ".5" behind it by a member
-// with the same device. It expires after two lookbacks, and not within an hour.
+// kickKey is a string: the epoch up to which the connection was removed for good, by an operator, with ".25" behind it if its node is
+// to end it as well, or with ".5" by a member with the same device. It expires after two lookbacks, and not within an hour.
 func kickKey(room, conn string) string {
 	return kickPrefix + "{room:" + room + "}:" + conn
 }

@@ -9,6 +9,7 @@ import (
 type membership struct {
 	room *room
 	to   receiver // the socket
+	by   *connection
 
 	mu operationLock[ofMembership] // held by who works on the member in Redis: a request of the client, or the healer
 	Member

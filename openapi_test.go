@@ -113,6 +113,8 @@ func TestAnswersAreAsTheOpenAPIFileSays(t *testing.T) {
 		{"/v1/rooms/{roomId}/emit", "post", "/v1/rooms/%00/emit", 400, `{"event":"chat"}`},
 		{"/v1/emit", "post", "/v1/emit", 202, `{"event":"chat"}`},
 		{"/v1/emit", "post", "/v1/emit", 400, `{"event":"connect"}`},
+		{"/v1/users/{userId}", "delete", "/v1/users/bob?disconnect=true", 200, ""},
+		{"/v1/users/{userId}", "delete", "/v1/users/bob?disconnect=1", 400, ""},
 		{"/v1/users", "post", "/v1/users", 200, `{"userIds":["ann","nobody"]}`},
 		{"/v1/users", "post", "/v1/users", 400, `{"userIds":"ann"}`},
 		{"/v1/users", "post", "/v1/users", 413, strings.Repeat(" ", maxBody+1)},

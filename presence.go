@@ -219,7 +219,8 @@ func (s *Service) Kick(ctx context.Context, room, conn string) error {
 	if err := s.checkPlace(room, conn); err != nil {
 		return err
 	}
-	return s.kick(ctx, room, conn, "", ReasonKicked, 0)
+	_, err := s.kick(ctx, room, conn, kicking{})
+	return err
 }
 
 func staleEpoch(current int64) *Error {

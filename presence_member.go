@@ -19,6 +19,7 @@ type Member struct {
 
 	kickRev    int64  // not above the revision at which it was removed for good, 0 = that is not known
 	kickReason Reason // why; "" = that is not known
+	kickEnds   bool   // its connection is to end for that
 
 	noRestore       bool      // known from Redis only: once it has left, it is not put back
 	indexedAt       time.Time // when its user's index was last told of it, zero = perhaps never
@@ -237,7 +238,7 @@ func (s *Service) putBack(ctx context.Context, m *Member, age time.Duration, flo
 	case answer.verdict() == "missing":
 		return notJoined()
 	case answer.verdict() == "kicked":
-		m.kickRev, m.kickReason = answer.int(1), Reason(answer.text(2))
+		m.kickRev, m.kickReason, m.kickEnds = answer.int(1), Reason(answer.text(2)), answer.text(3) == "end"
 		return notJoined()
 	default:
 		return answer.unexpected()
@@ -312,21 +313,4 @@ func (s *Service) remove(ctx context.Context, room string, how removal, list []i
 		s.unindexNow(ctx, gone)
 	}
 	return answer.int(0), gone, nil
-}
-
-// kick is Kick of an incarnation that is not newer than this epoch; "" = of any. The reason is ReasonKicked or ReasonReplaced. floor is
-// the highest revision of the room that the caller knows.
-func (s *Service) kick(ctx context.Context, room, conn, newest string, reason Reason, floor int64) error {
-	answer, err := s.run(ctx, s.scripts.kick, fencedKeys(room, conn), s.publishArgs(room, floor, conn, s.fenceLife(), newest, string(reason))...)
-	switch {
-	case err != nil:
-		return err
-	case answer.verdict() == "ok":
-		s.options.OnLeave(reason, 1)
-		s.unindexNow(ctx, []Member{{Room: room, Conn: conn, User: answer.text(1), Epoch: answer.int(2)}})
-		return nil
-	case answer.verdict() == "missing":
-		return notJoined()
-	}
-	return answer.unexpected()
 }

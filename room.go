@@ -256,8 +256,8 @@ func (r *room) apply(e Event) {
 	if (e.Reason == ReasonTimeout || e.Reason == ReasonNodeLost) && r.hub.loss != nil && r.owned[e.ConnID] != nil {
 		r.hub.loss.lostMembers(r) // somebody took it for lost, though its socket lives
 	}
-	if c.final && r.hub.loss != nil && r.owned[e.ConnID] != nil {
-		r.hub.loss.toldOfKick(r, e.ConnID, max(e.Epoch, c.before.Epoch), e.Reason)
+	if m := r.owned[e.ConnID]; m != nil && c.final && r.hub.loss != nil {
+		r.hub.loss.toldOfKick(m, e.ConnID, max(e.Epoch, c.before.Epoch), e.Reason)
 	}
 	if !r.touched {
 		r.touched = true

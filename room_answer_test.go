@@ -261,7 +261,9 @@ type noLoss struct{ *testing.T }
 func (t noLoss) lostMembers(*room) { t.Error("members are taken for lost") }
 func (t noLoss) lostData()         { t.Error("data are taken for lost") }
 
-func (t noLoss) toldOfKick(*room, string, int64, Reason) { t.Error("a member is told to be kicked") }
+func (t noLoss) toldOfKick(*membership, string, int64, Reason) {
+	t.Error("a member is told to be kicked")
+}
 
 // movingSource is a room that changes while it is read.
 type movingSource struct{ fakeSource }

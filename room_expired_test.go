@@ -10,9 +10,9 @@ import (
 // countedLosses counts what a hub takes for losses of data.
 type countedLosses struct{ members, data, kicks int }
 
-func (c *countedLosses) lostMembers(*room)                       { c.members++ }
-func (c *countedLosses) lostData()                               { c.data++ }
-func (c *countedLosses) toldOfKick(*room, string, int64, Reason) { c.kicks++ }
+func (c *countedLosses) lostMembers(*room)                             { c.members++ }
+func (c *countedLosses) lostData()                                     { c.data++ }
+func (c *countedLosses) toldOfKick(*membership, string, int64, Reason) { c.kicks++ }
 
 const (
 	lastRev   = int64(10)        // of the room that these tests begin with

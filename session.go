@@ -191,7 +191,9 @@ func (c *client) wasSilent() { c.ending.CompareAndSwap(0, 1+int32(endSilent)) }
 
 // disconnect says goodbye for good: after a DISCONNECT socket.io-client stays away.
 func (c *client) disconnect() {
-	c.ending.CompareAndSwap(0, 1+int32(endByServer))
+	if !c.ending.CompareAndSwap(0, 1+int32(endByServer)) {
+		return // its end is under way
+	}
 	if c.link.queue(newFrame([]byte{socketDisconnect}), memberUpdate{}) { // whatever is held back
 		c.flush()
 	}

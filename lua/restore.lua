@@ -8,7 +8,7 @@
 --         17 ms that fences and devices last, 18… connections that the caller knows to leave with it
 -- RETURNS {'ok', the connection's revision, the room's revision}; {'epoch', stored} when a newer incarnation,
 --         {'rev', stored, state} when a newer state of it is there; {'missing'}, also when it is held back; {'kicked', the room's
---         revision, reason}, also when a newer member of its user has its device; {'others', connection, …} with all that have
+--         revision, reason, 'end' if its connection is to end}, also when a newer member of its user has its device; {'others', connection, …} with all that have
 --         to leave, because they have its device and are older, when ARGV lacks one. Only 'ok' has written.
 
 local hash, conn, ttl, age, room, guest = KEYS[7], ARGV[5], tonumber(ARGV[12]), tonumber(ARGV[13]), ARGV[14], ARGV[15] == '1'
@@ -25,7 +25,7 @@ local prev = stored_revision()
 local fence = redis.pcall('GET', KEYS[8]) -- a table if it is of another type, and so none of ours
 if old and tonumber(old.epoch) > tonumber(mine.epoch) then return { 'epoch', old.epoch } end
 if type(fence) == 'string' and tonumber(fence) >= tonumber(mine.epoch) then
-  return { 'kicked', prev, string.find(fence, '.', 1, true) and 'replaced' or 'kicked' }
+  return { 'kicked', prev, string.find(fence, '.5', 1, true) and 'replaced' or 'kicked', fence_end(fence) and 'end' or '' }
 end
 if guest and not old or old and old.node == HELD and old.epoch == mine.epoch then return { 'missing' } end
 local same = old and old.epoch == mine.epoch

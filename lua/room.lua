@@ -156,10 +156,17 @@ local function write_conn(hash, conn, room_id, m, seen, ttl)
   redis.call('ZADD', LAST_SEEN, seen, conn)
 end
 
--- The value of a fence, which keeps incarnations up to this epoch out: as a number it is the epoch, and has a fraction if the
--- member was replaced and not kicked.
-local function fence_value(epoch, reason)
-  return reason == 'replaced' and epoch .. '.5' or epoch
+-- The value of a fence, which keeps incarnations up to this epoch out. As a number it is the epoch, with a fraction if the
+-- member was replaced and not kicked, and with another one if it was kicked and its node is to end the connection as well. To nodes that
+-- do not know of fractions it is that epoch, too.
+local function fence_value(epoch, reason, ends)
+  return epoch .. (reason == 'replaced' and '.5' or ends and '.25' or '')
+end
+
+-- The epoch of a fence that says that the connection is to end, nil if it does not.
+local function fence_end(fence)
+  local epoch = type(fence) == 'string' and string.match(fence, '^(%d+)%.25$')
+  return epoch and tonumber(epoch) or nil
 end
 
 -- Takes one connection off a user's count and returns what is left.
