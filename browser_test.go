@@ -129,6 +129,41 @@ func TestAPageThatIsLeftIsGoneAtOnce(t *testing.T) {
 	}
 }
 
+// TestADuplicateOfATabIsAnotherDevice: both are there, through reloads of each, and the page before a reload leaves with the join of the
+// next one.
+func TestADuplicateOfATabIsAnotherDevice(t *testing.T) {
+	takesLong(t)
+	t.Parallel()
+	needNode(t)
+	c, room := startBrowser(t), uniqueRoom(t)
+	p := startProcess(t, buildBinary(t), "PORT=0", "REDIS_URL="+realRedis(t).url, "PRESENCE_GRACE_MS=20000")
+	url := "http://" + p.address()
+	c.open("witness", url, room, "websocket")
+	c.visit("ann", url, room, command{})
+	c.do("ann", "duplicate", nil)
+	c.until("both are there", func() bool { return len(c.present("witness", "ann")) == 2 })
+	for _, tab := range []string{"ann", "copy of ann", "ann"} {
+		before := c.present("witness", "ann")
+		c.do(tab, "reload", nil)
+		c.until("the next page is there", func() bool {
+			return !slices.Equal(c.present("witness", "ann"), before) && len(c.present("witness", "ann")) == 2
+		})
+	}
+	left := 0
+	for _, news := range c.told["witness"] {
+		var e wireEvent
+		if news.what != "event" || json.Unmarshal(news.rest[0], &e) != nil || e.Type != string(EventLeave) {
+			continue
+		}
+		if left++; e.Reason != string(ReasonReplaced) || e.UserConns != 2 {
+			t.Errorf("a page left as %+v", e)
+		}
+	}
+	if left != 3 {
+		t.Errorf("%d pages left", left)
+	}
+}
+
 // TestFastReloadsLeaveNoGhosts: a page is reloaded at every moment of its life, from its first request to the upgrade and
 // beyond.
 func TestFastReloadsLeaveNoGhosts_G5(t *testing.T) {

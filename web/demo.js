@@ -17,6 +17,7 @@ const STATUS = {
   refused: "refused",
   asleep: "asleep",
   kicked: "removed by an operator",
+  replaced: "continued elsewhere",
   left: "left",
 };
 

@@ -18,6 +18,7 @@
  * @property {string} connId
  * @property {string} userId
  * @property {State} state
+ * @property {string} [deviceId]
  * @property {number} epoch
  * @property {number} rev  the room's revision when it was so
  *
@@ -37,6 +38,7 @@
  * @property {string} userId
  * @property {string} connId
  * @property {State | null} state
+ * @property {string} [deviceId]
  * @property {number} ts
  * @property {number} epoch
  * @property {number} rev
@@ -53,14 +55,15 @@
  * @typedef {object} UserChange
  * @property {string} userId
  * @property {boolean} online
+ * @property {number} [lastSeenMs]  when the last connection of a user who is offline went, milliseconds since 1970, if the server knows
  *
  * @typedef {object} Refusal
  * @property {string} code   stable, see the server's error codes
  * @property {string} error  a sentence for a person
  * @property {boolean} retrying  what was refused is tried again by itself
  *
- * @typedef {"joining" | "joined" | "offline" | "expired" | "refused" | "kicked" | "left"} Status  for those who watch,
- *   "joined" means that the view is live, and "left" that they have stopped
+ * @typedef {"joining" | "joined" | "offline" | "expired" | "refused" | "kicked" | "replaced" | "left"} Status
+ *   for those who watch, "joined" means that the view is live, and "left" that they have stopped
  *
  * @typedef {object} Listeners
  * @property {(change: any) => void} change  a Change, or a UserChange, after the view has changed
@@ -95,8 +98,12 @@ const MODES = ["none", "count", "batch", "all"];
  * that the socket is in already shares that membership, which ends with the last of them: the state given is a patch then,
  * and of two modes the one that tells more counts.
  *
+ * After a change of network or a reload, the member of the connection before leaves with the join, because it has the same
+ * deviceId. Each socket of a tab has one, which a reload keeps. Another deviceId, such as one for the whole browser, makes
+ * a user's later connection with it take the place of the earlier one, which ends as "replaced"; null is none.
+ *
  * @param {Socket} socket  connected or not
- * @param {RoomWish & { userId: Id, state?: State }} wish
+ * @param {RoomWish & { userId: Id, state?: State, deviceId?: Id | null }} wish
  * @returns {Room}
  * @throws {Error} if the socket is in the room as another user, or watches it
  */
@@ -567,7 +574,7 @@ class RoomView extends Standing {
 
   /** @param {PresenceEvent} event */
   #apply(event) {
-    const { type, connId, userId, state, epoch, rev } = event;
+    const { type, connId, userId, state, deviceId, epoch, rev } = event;
     this.rev = rev;
     const before = this.#members.get(connId);
     if (before && rev < before.rev) return; // a page came before it
@@ -578,7 +585,7 @@ class RoomView extends Standing {
       this._tell("change", { type, member: before, event });
     } else {
       if (type === "join" && before?.rev === rev && before.epoch === epoch) return; // the snapshot, or a page, has it
-      const member = { connId, userId, state: state ?? {}, epoch, rev };
+      const member = { connId, userId, state: state ?? {}, ...(deviceId !== undefined && { deviceId }), epoch, rev };
       this.#put(member);
       this._tell("change", { type, member, event });
     }
@@ -640,14 +647,19 @@ class Membership extends RoomView {
   #sentAt = { steady: -Infinity, wall: -Infinity };
   #draining = false; // the node takes no joins: another one has to be found
   #blamed = ""; // the refusal for which the state was dropped, since the last join
+  /** @type {string | null | undefined} */
+  #givenDevice; // by the application; null for none, undefined for the socket's own
+  /** @type {string | undefined} */
+  #device; // of the last join
 
   /**
    * @param {Socket} socket
-   * @param {RoomWish & { userId: Id, state?: State }} wish
+   * @param {RoomWish & { userId: Id, state?: State, deviceId?: Id | null }} wish
    */
-  constructor(socket, { userId, state, ...wish }) {
+  constructor(socket, { userId, state, deviceId, ...wish }) {
     super(socket, wish, "presence:leave");
     /** @readonly */ this.userId = idOf(userId);
+    this.#givenDevice = deviceId && idOf(deviceId);
     /** @type {string | undefined} */ this.connId = undefined;
     this.begin(state);
     this._begin();
@@ -711,14 +723,17 @@ class Membership extends RoomView {
 
   /** @param {State} state */
   #joinPayload(state) {
-    return { ...this._telling, userId: this.userId, state };
+    const device = this.#givenDevice === undefined ? keeperOf(this._socket).device : (this.#givenDevice ?? undefined);
+    return { ...this._telling, userId: this.userId, deviceId: device, state };
   }
 
   #join() {
     const state = this.#state;
     this.#pending = this.#sent = undefined; // they are in the state
     this._asked = this._telling;
-    this._ask("presence:join", this.#joinPayload(state), (ack) => {
+    const payload = this.#joinPayload(state);
+    this.#device = payload.deviceId;
+    this._ask("presence:join", payload, (ack) => {
       if (!ack.ok) return this.#joinFailed(ack);
       this.#blamed = "";
       this.#stored = state;
@@ -825,6 +840,11 @@ class Membership extends RoomView {
   _followed({ type, connId, epoch, reason }) {
     if (type !== "leave" || connId !== this.connId || epoch < (this.#epoch ?? 0)) return;
     if (reason === "kicked") return void this._end("kicked");
+    if (reason === "replaced") {
+      if (this.#givenDevice !== undefined) return void this._end("replaced");
+      keeperOf(this._socket).notOnlyDevice(this.#device);
+      this.#isMember = false;
+    }
     this.#removedSince = true;
     this._become("joining");
     if (!this._busy) this._speakIn(0);
@@ -911,7 +931,7 @@ class SharedView extends Teller {
   /** @protected  @returns {Promise<void>} */
   _quit() {
     if (this.#ended) return this.#ended;
-    if (this.#view.status === "kicked") return Promise.resolve();
+    if (this.#view.status === "kicked" || this.#view.status === "replaced") return Promise.resolve();
     this.#ended = this.#view.release(this) ? this.#view.quit() : Promise.resolve();
     this._tell("change", { type: "snapshot" });
     this._tell("status", "left");
@@ -981,6 +1001,8 @@ export class WatchedUsers extends Standing {
   #watched = new Set(); // of those, whom the server tells of on this connection
   /** @type {Map<string, boolean>} */
   #online = new Map();
+  /** @type {Map<string, number>} */
+  #lastSeen = new Map();
 
   /** Use watchUsers.
    * @param {Socket} socket
@@ -988,7 +1010,7 @@ export class WatchedUsers extends Standing {
    */
   constructor(socket, userIds) {
     super(socket);
-    this._listen(socket, "presence:user", ({ userId, online }) => this.#learn(userId, online));
+    this._listen(socket, "presence:user", (user) => this.#learn(user));
     this.#want(userIds);
     this._begin();
   }
@@ -997,6 +1019,12 @@ export class WatchedUsers extends Standing {
    * @returns {ReadonlyMap<string, boolean>} */
   get online() {
     return this.#online;
+  }
+
+  /** When the last connection of each user who is offline went, milliseconds since 1970, as far as the server knows.
+   * @returns {ReadonlyMap<string, number>} */
+  get lastSeen() {
+    return this.#lastSeen;
   }
 
   /** Watches more users.
@@ -1029,6 +1057,7 @@ export class WatchedUsers extends Standing {
       else counts.delete(user);
       this.#watched.delete(user);
       this.#online.delete(user);
+      this.#lastSeen.delete(user);
     }
     await Promise.all(portions(this._socket, known).map((users) => unwatchUsers(this._socket, users)));
     if (this.status === "refused" && !this._busy) this._speakIn(0); // it may have been one of those
@@ -1052,19 +1081,22 @@ export class WatchedUsers extends Standing {
     if (!userIds) return this._succeeded();
     this._ask("presence:watch", { userIds }, (ack) => {
       if (!ack.ok) return this._failed(ack);
-      for (const { userId, online } of ack.users) {
-        if (this.#wanted.has(userId)) this.#watched.add(userId);
-        this.#learn(userId, online);
+      for (const user of ack.users) {
+        if (this.#wanted.has(user.userId)) this.#watched.add(user.userId);
+        this.#learn(user);
       }
       this._speakIn(0); // there may be more
     });
   }
 
-  /** @param {string} userId  @param {boolean} online */
-  #learn(userId, online) {
-    if (!this.#watched.has(userId) || this.#online.get(userId) === online) return;
+  /** @param {UserChange} user */
+  #learn({ userId, online, lastSeenMs }) {
+    if (!this.#watched.has(userId)) return;
+    if (lastSeenMs) this.#lastSeen.set(userId, lastSeenMs);
+    else this.#lastSeen.delete(userId);
+    if (this.#online.get(userId) === online) return;
     this.#online.set(userId, online);
-    this._tell("change", { userId, online });
+    this._tell("change", { userId, online, ...(lastSeenMs && { lastSeenMs }) });
   }
 }
 
@@ -1224,6 +1256,53 @@ function messageLimit(socket) {
   return socket.connected ? MESSAGE_BYTES : Infinity;
 }
 
+// Devices
+
+const DEVICE_KEY = "presence:device";
+
+/** Where a tab keeps its id, undefined outside of pages and where it is forbidden.
+ * @type {Storage | undefined} */
+const tabStorage = (() => {
+  try {
+    return globalThis.document && globalThis.sessionStorage;
+  } catch {
+    return undefined;
+  }
+})();
+
+/** The id of this tab. The storage has it only while no page of the tab is shown: a browser copies the storage when somebody
+ * duplicates the tab, and the copy is to be another device. */
+let tabDevice = newDevice();
+let sockets = 0; // of this page so far
+
+if (tabStorage) {
+  takeDevice();
+  globalThis.addEventListener("pagehide", storeDevice);
+  globalThis.addEventListener("pageshow", ({ persisted }) => persisted && takeDevice());
+}
+
+function newDevice() {
+  return [Math.random(), Math.random()].map((n) => n.toString(36).slice(2, 12)).join("");
+}
+
+function takeDevice() {
+  try {
+    const kept = tabStorage?.getItem(DEVICE_KEY);
+    if (kept && kept.length <= 100) tabDevice = kept; // the server refuses what is too long
+    tabStorage?.removeItem(DEVICE_KEY);
+  } catch {
+    // The storage is broken: each page is another device.
+  }
+}
+
+function storeDevice() {
+  try {
+    tabStorage?.setItem(DEVICE_KEY, tabDevice);
+  } catch {
+    // The storage is full: the next page is another device.
+  }
+}
+
 // Sockets
 
 /** @type {WeakMap<Socket, Keeper>} */
@@ -1253,10 +1332,22 @@ class Keeper {
   #failures = 0; // to be let in, in a row
   #expired = false;
   #away = false; // the page was left while it was connected
+  #device = sockets++; // which of the tab's it is
 
   /** @param {Socket} socket */
   constructor(socket) {
     this.#socket = socket;
+  }
+
+  /** The deviceId of this socket. */
+  get device() {
+    return this.#device === 0 ? tabDevice : `${tabDevice}.${this.#device}`;
+  }
+
+  /** Makes the tab another device: a connection elsewhere has this one, as that of a duplicate of the tab.
+   * @param {string | undefined} device */
+  notOnlyDevice(device) {
+    if (device === this.device) tabDevice = newDevice();
   }
 
   /** @param {Standing} standing */

@@ -70,9 +70,15 @@ const commands = {
   },
   /** Opens a page that joins a room by the helper. */
   async visit({ client, ...of }) {
-    const page = (pages[client] = await browser.newPage());
-    await page.exposeFunction('tell', tell);
+    const context = await browser.newContext();
+    await context.exposeFunction('tell', tell);
+    const page = (pages[client] = await context.newPage());
     await page.goto(`${address}room?${new URLSearchParams({ of: JSON.stringify({ client, ...of }) })}`);
+  },
+  /** Opens the page once more in another tab, which begins with a copy of this one's session storage. */
+  async duplicate({ client }) {
+    const [copy] = await Promise.all([pages[client].waitForEvent('popup'), pages[client].evaluate(() => void window.open(location.href))]);
+    pages[`copy of ${client}`] = copy;
   },
   /** Goes to another page in the same tab. */
   async goAway({ client }) {

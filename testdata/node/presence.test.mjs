@@ -23,6 +23,7 @@ class FakeSocket extends EventEmitter {
   id = 'c1';
   sent = []; // requests that have no answer yet: { event, payload, answer }
   connects = 0;
+  devices = []; // of the joins so far
   io = Object.assign(new EventEmitter(), { engine: { closed: 0, close: () => this.io.engine.closed++ } });
 
   timeout(ms) {
@@ -47,6 +48,11 @@ class FakeSocket extends EventEmitter {
     assert.equal(this.sent.length, 1, `requests: ${JSON.stringify(this.sent)}`);
     const request = this.sent.pop();
     assert.equal(request.event, event);
+    if (event === 'presence:join') {
+      const { deviceId, ...payload } = request.payload;
+      this.devices.push(deviceId);
+      request.payload = payload;
+    }
     return request;
   }
 
@@ -365,6 +371,106 @@ test('who was removed while a heartbeat was under way sends another one soon', (
   socket.hears({ type: 'leave', connId: 'c1', userId: 'u', state: null, epoch: 7, rev: 11, userConns: 0, reason: 'timeout' });
   before.answer(ok);
   assert.ok(untilItSpeaks(socket) <= 2_500);
+});
+
+const replaced = { type: 'leave', connId: 'c1', userId: 'u', state: null, epoch: 7, rev: 11, userConns: 1, reason: 'replaced' };
+
+test('each socket is a device, which stays the same over reconnections', () => {
+  const sockets = [joined().socket, joined().socket];
+  for (const socket of sockets) {
+    socket.lose();
+    socket.comeBack('c2');
+    welcome(socket);
+  }
+  const [[a, again], [b]] = sockets.map(({ devices }) => devices);
+  assert.ok(a.length > 8 && a === again && b.length > 8 && a !== b);
+});
+
+test('who is replaced by a connection elsewhere joins again as another device', () => {
+  const { socket, room, told } = joined();
+  socket.hears({ ...replaced, connId: 'c9' }); // of another member
+  socket.idle();
+  socket.hears({ ...replaced, rev: 12 });
+  assert.equal(room.status, 'joining');
+  welcome(socket, { epoch: 13, rev: 13 });
+  socket.lose();
+  socket.comeBack('c2');
+  welcome(socket);
+  const [first, second, third] = socket.devices;
+  assert.ok(first !== second && second === third);
+  assert.deepEqual(told.error, []);
+});
+
+test('with a deviceId of the application the later connection goes on, and the earlier one ends', () => {
+  const { socket, room, told } = joined({ wish: { deviceId: 7 } });
+  socket.hears(replaced);
+  assert.deepEqual([room.status, told.status.at(-1)], ['replaced', 'replaced']);
+  mock.timers.tick(600_000);
+  socket.idle();
+  room.leave();
+  joinRoom(socket, { roomId: 'r', userId: 'u', deviceId: '7' });
+  welcome(socket);
+  assert.deepEqual(socket.devices, ['7', '7']);
+  assert.deepEqual(joined({ wish: { deviceId: null } }).socket.devices, [undefined]);
+});
+
+test('the device of a member is in the view', () => {
+  const { socket, room } = joined({ snapshot: [{ ...entry('c2', 'v'), deviceId: 'd' }] });
+  socket.hears({ type: 'join', connId: 'c3', userId: 'v', state: {}, deviceId: 'e', epoch: 11, rev: 11 });
+  assert.deepEqual(['c2', 'c3'].map((id) => room.members.get(id).deviceId), ['d', 'e']);
+});
+
+/** What a page of a tab sees, with the tab's storage. */
+async function inPage(storage, use) {
+  const globals = { document: new EventTarget(), sessionStorage: storage };
+  const target = new EventTarget();
+  for (const name of ['addEventListener', 'removeEventListener', 'dispatchEvent']) globals[name] = target[name].bind(target);
+  for (const [name, value] of Object.entries(globals)) Object.defineProperty(globalThis, name, { value, configurable: true });
+  try {
+    const module = await import(`data:text/javascript,${encodeURIComponent(`${text}//${Math.random()}`)}`);
+    const socket = new FakeSocket();
+    module.joinRoom(socket, { roomId: 'r', userId: 'u' });
+    welcome(socket);
+    await use?.(target, socket);
+    return socket.devices[0];
+  } finally {
+    for (const name of Object.keys(globals)) delete globalThis[name];
+  }
+}
+
+/** The storage of a tab, as far as the helper uses it. */
+const storageOf = (map) => ({ getItem: (key) => map.get(key) ?? null, setItem: (key, value) => void map.set(key, value), removeItem: (key) => void map.delete(key) });
+const event = (type, more) => Object.assign(new Event(type), more);
+
+test('a tab keeps its device over reloads, and a duplicate of it has another one', async () => {
+  const kept = new Map();
+  let copied;
+  const hide = async (target) => {
+    copied = new Map(kept); // as a browser does it for a duplicate
+    target.dispatchEvent(event('pagehide'));
+  };
+  const first = await inPage(storageOf(kept), hide);
+  assert.equal(await inPage(storageOf(kept), hide), first);
+  assert.notEqual(await inPage(storageOf(copied), hide), first);
+  const cached = await inPage(storageOf(kept), async (target) => {
+    await hide(target);
+    target.dispatchEvent(event('pageshow', { persisted: true }));
+    assert.equal(kept.size, 0); // a duplicate that is made now has none either
+    await hide(target);
+  });
+  assert.equal(cached, first);
+});
+
+test('a tab whose storage is forbidden, full or spoilt has a device all the same', async () => {
+  const forbidden = () => {
+    throw new Error('forbidden');
+  };
+  const full = { ...storageOf(new Map()), setItem: forbidden };
+  const broken = { ...full, getItem: forbidden, removeItem: forbidden };
+  for (const storage of [full, broken, undefined, storageOf(new Map([['presence:device', 'd'.repeat(300)]]))]) {
+    const device = await inPage(storage, (target) => target.dispatchEvent(event('pagehide')));
+    assert.ok(device.length > 8 && device.length < 100);
+  }
 });
 
 test('who was kicked stays away', () => {
@@ -1052,6 +1158,21 @@ test('users are watched, again after each reconnection, and only what changed is
   socket.idle();
   assert.deepEqual([watched.online.size, watched.status], [0, 'left']);
   assert.equal(socket.eventNames().length + socket.io.eventNames().length, 0);
+});
+
+test('when a user was last seen is known while the user is offline', () => {
+  const socket = new FakeSocket();
+  const watched = watchUsers(socket, ['ann', 'bob']);
+  const told = [];
+  watched.on('change', (change) => told.push(change));
+  const { answer } = socket.request('presence:watch');
+  answer({ ok: true, users: [{ userId: 'ann', online: false, lastSeenMs: 5 }, { userId: 'bob', online: false }] });
+  assert.deepEqual(Object.fromEntries(watched.lastSeen), { ann: 5 });
+  socket.emit('presence:user', { userId: 'ann', online: true, ts: 6 });
+  assert.equal(watched.lastSeen.size, 0);
+  socket.emit('presence:user', { userId: 'ann', online: false, ts: 8, lastSeenMs: 7 });
+  assert.deepEqual(told.at(-1), { userId: 'ann', online: false, lastSeenMs: 7 });
+  assert.deepEqual(Object.fromEntries(watched.lastSeen), { ann: 7 });
 });
 
 test('who watches a user that another watches as well does not end that', async () => {
