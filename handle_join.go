@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"time"
 )
@@ -93,11 +94,36 @@ func (c *connection) enter(ctx context.Context, r *room, wish Member, how tellin
 	if floor == 0 {
 		joined.indexedAt = time.Time{} // without an epoch above that of an earlier incarnation: whoever removes that one may take this entry as well
 	}
-	w := newWaiter(joined.Epoch, c.client, asMember, how.Mode, func(v *view) frameParts {
-		return c.joinAck(id, joined, v.page("", how.Limit), how.Limit == 0)
+	err = c.admit(ctx, r, &joined, how, id)
+	return joined, err
+}
+
+// admit has a member answered that is in Redis. If the replica gets past the join and does not have the member, Redis has lost the join,
+// and its message was lost too. The member is then written again, once.
+func (c *connection) admit(ctx context.Context, r *room, m *Member, how tellingPayload, id ackID) error {
+	w := c.newJoinWaiter(*m, how, id)
+	w.epoch = m.Epoch
+	err := r.admit(ctx, w)
+	if !errors.Is(err, errMissing) {
+		return err
+	}
+	had := m.Rev
+	if err = c.writeAgain(ctx, m, r.revision()); err != nil {
+		m.Epoch = 0
+		return err
+	}
+	if m.Rev == had { // it was there, so the replica is wrong
+		r.check()
+	}
+	return r.admit(ctx, c.newJoinWaiter(*m, how, id))
+}
+
+func (c *connection) newJoinWaiter(m Member, how tellingPayload, id ackID) *waiter {
+	w := newWaiter(m.Rev, c.client, asMember, how.Mode, func(v *view) frameParts {
+		return c.joinAck(id, m, v.page("", how.Limit), how.Limit == 0)
 	})
 	w.limit = how.Limit
-	return joined, r.admit(ctx, w)
+	return w
 }
 
 // indexLater writes a new member into its user's index once more, now that its epoch is known, beside the requests of the client. If it
@@ -143,11 +169,20 @@ func (c *connection) keep(ctx context.Context, m *Member, floor int64) error {
 	if m.Node == c.lease.name() {
 		return nil
 	}
+	return c.writeAgain(ctx, m, floor)
+}
+
+// writeAgain writes a member that has just joined into Redis, where that does not have it. One that was kicked meanwhile has joined all the
+// same: its client is told of the kick.
+func (c *connection) writeAgain(ctx context.Context, m *Member, floor int64) error {
 	var err error
 	if m.Node, err = c.lease.host(ctx, m.Room); err != nil {
 		return err
 	}
-	return c.service.restore(ctx, m, 0, floor)
+	if err = c.service.restore(ctx, m, 0, floor); hasCode(err, CodeNotJoined) {
+		return nil
+	}
+	return err
 }
 
 // joinAck is the acknowledgement of a join. The whole room needs no counts.

@@ -63,6 +63,9 @@ func (m *model) join(c *modelClient, l *ledger) {
 			*p = place{in: true, busy: true, joining: true, user: user, epoch: ack.Self.Epoch, mayBeHeard: p.mayBeHeard,
 				state: map[string]int{"n": n}, maybe: map[string][]int{}, view: p.view}
 			p.kickedEarly = m.kickedOut(l, c)
+			if self := entries(ack.Snapshot)[c.id]; self.epoch != p.epoch && !p.kickedEarly {
+				m.wrong("G7: the join of %s at %d is answered without it: %+v", c.id, p.epoch, self)
+			}
 			p.heartbeat(began)
 			if p.view == nil || p.view.over || p.kickedEarly {
 				p.view = &sight{facts: entries(ack.Snapshot), rev: ack.Rev, from: ack.Rev}

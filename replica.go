@@ -111,6 +111,12 @@ func (p *replica) release(user string) {
 	}
 }
 
+// has tells whether a connection is in the room, as this incarnation or a later one.
+func (p *replica) has(conn string, epoch int64) bool {
+	e, there := p.entries.get(conn)
+	return there && e.Epoch >= epoch
+}
+
 func (p *replica) tally() tally { return tally{p.entries.len(), len(p.users)} }
 
 // ids are the connections after one, in order, at most limit.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"time"
 )
 
@@ -40,11 +41,16 @@ type waiter struct {
 	after    string                 // the page that it wants begins behind this connection
 	limit    int                    // and has so many members; 0 = all
 	glances  bool                   // it is given a page only
+	epoch    int64                  // it is answered only if the room has its receiver with this epoch or a later one, or it was kicked; 0 = in any case
+	missing  bool                   // once it is answered: the room does not have its receiver, which is told nothing
 	answer   func(*view) frameParts // what it is sent before the events; it is called by admit, and may take its time
 	answered chan struct{}
 	view     *view                  // once it is answered
 	release  func(first frameParts) // of the receiver
 }
+
+// errMissing is why a join is not answered: the replica has reached its revision, and does not have the member.
+var errMissing = errors.New("the room does not have the member that joined")
 
 // newWaiter is for a receiver that joins or watches: answer is given the room as it is when it begins.
 func newWaiter(rev int64, to receiver, as role, mode eventMode, answer func(*view) frameParts) *waiter {
@@ -107,6 +113,9 @@ func (r *room) await(ctx context.Context, w *waiter) error {
 			w.abandon()
 			return err
 		}
+	}
+	if w.missing {
+		return errMissing
 	}
 	w.finish()
 	return nil
@@ -202,6 +211,12 @@ func (r *room) welcome() {
 	}
 }
 
+// knowsKick tells whether a member of this node was kicked with this epoch or a later one. r.mu is held.
+func (r *room) knowsKick(conn string, epoch int64) bool {
+	m := r.owned[conn]
+	return m != nil && m.kicked.Load() >= epoch
+}
+
 func (r *room) answer() {
 	var rest, open []*waiter
 	rest = r.waiters[:0]
@@ -214,6 +229,11 @@ func (r *room) answer() {
 		open = r.waiters[i:]
 		if w.rev > r.replica.rev {
 			rest = append(rest, w)
+			continue
+		}
+		if w.epoch != 0 && !r.replica.has(w.to.ID(), w.epoch) && !r.knowsKick(w.to.ID(), w.epoch) {
+			w.missing = true
+			close(w.answered)
 			continue
 		}
 		r.listeners.catchUp(w.to)

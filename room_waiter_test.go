@@ -28,6 +28,41 @@ func TestAJoinIsAnsweredInTheOrderOfTheRoom_G2(t *testing.T) {
 	})
 }
 
+func TestAJoinThatTheReplicaIsWithoutIsNotAnswered_G7(t *testing.T) {
+	for name, c := range map[string]struct {
+		found []Entry
+		want  error
+	}{
+		"it is not there":              {nil, errMissing},
+		"an earlier incarnation is":    {[]Entry{here("a", 5, "{}")}, errMissing},
+		"it is there":                  {[]Entry{here("a", 11, "{}")}, nil},
+		"it is there and has changed":  {[]Entry{{ConnID: "a", UserID: "A", Epoch: 11, Rev: 12, State: raw("{}")}}, nil},
+		"a later incarnation is there": {[]Entry{here("a", 12, "{}")}, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inWorld(t, func(w *world) {
+				w.source.store(10)
+				r := w.room()
+				w.source.store(13, append(c.found, here("b", 13, "{}"))...)
+				w.hub.dispatchers[0].subscribed("r")
+				synctest.Wait()
+				e := &ear{id: "a"}
+				joining := newWaiter(11, e, asMember, modeAll, e.welcome)
+				joining.epoch = 11
+				if err := r.admit(w.Context(), joining); !errors.Is(err, c.want) {
+					t.Errorf("got %v, want %v", err, c.want)
+				}
+				w.tell(gone(13, 14, "b"))
+				if c.want != nil {
+					w.wantHeard(e)
+				} else {
+					w.wantHeard(e, "ack @13 [a b]", "leave b B 0 @14 null")
+				}
+			})
+		})
+	}
+}
+
 func TestAJoinThatTheReplicaHasIsAnsweredAtOnce_G2(t *testing.T) {
 	inWorld(t, func(w *world) {
 		w.source.store(10, here("a", 1, "{}"))
