@@ -32,8 +32,12 @@ func (m *membership) lives() bool {
 	return !m.ended && !m.expelled() && m.Epoch != 0 && time.Now().Before(m.expiresAt)
 }
 
-// expelled tells whether the member's present incarnation was removed for good, by a kick or for its device, even if Redis has lost the fence. m.mu is held.
-func (m *membership) expelled() bool { return m.Epoch <= m.kicked.Load() && !m.rejoinInFlight }
+// expelled tells whether the member was removed for good, by a kick or for its device, even if Redis has lost the fence. While a join of
+// unknown outcome is under way, the removal of the incarnation before it says nothing: Redis may have a newer one. m.mu is held.
+func (m *membership) expelled() bool {
+	kicked := m.kicked.Load()
+	return m.Epoch < kicked || m.Epoch == kicked && !m.rejoinInFlight
+}
 
 // stands tells, without waiting, whether the member has to be in its room.
 func (m *membership) stands() bool {
@@ -42,6 +46,16 @@ func (m *membership) stands() bool {
 	}
 	defer m.mu.Unlock()
 	return m.lives()
+}
+
+// standsIn tells, without waiting, whether a room that was read has the member as this node would put it back.
+func (m *membership) standsIn(s Snapshot) bool {
+	if !m.mu.TryLock() {
+		return false
+	}
+	defer m.mu.Unlock()
+	e, found := s.entry(m.Conn)
+	return m.lives() && found && !e.olderThan(m.Epoch, m.Rev)
 }
 
 // entering tells, without waiting, whether the member's first join is at work, of which nobody knows how it ends.

@@ -85,3 +85,28 @@ func TestAKickIsFinalWhenItsFenceIsLost_G8(t *testing.T) {
 		})
 	}
 }
+
+// TestWhoIsExpelled_G8 has a node that knows of a kick decide about a member with epoch 5.
+func TestWhoIsExpelled_G8(t *testing.T) {
+	for name, c := range map[string]struct {
+		kicked   int64
+		inFlight bool
+		want     bool
+	}{
+		"nobody was kicked":                            {0, false, false},
+		"an earlier incarnation was kicked":            {4, false, false},
+		"this one was kicked":                          {5, false, true},
+		"a later one was kicked":                       {6, false, true},
+		"this one, and perhaps there is a later one":   {5, true, false},
+		"a join of unknown outcome was kicked":         {6, true, true},
+		"nobody, and perhaps there is a later one":     {0, true, false},
+		"an earlier one, and perhaps there is a later": {4, true, false},
+	} {
+		m := membership{rejoinInFlight: c.inFlight}
+		m.Epoch = 5
+		m.kicked.Store(c.kicked)
+		if got := m.expelled(); got != c.want {
+			t.Errorf("%s: expelled is %v", name, got)
+		}
+	}
+}

@@ -41,21 +41,22 @@ func (f facts) count(user string) (n int) {
 
 // ledger is a room as the messages tell it that Redis has published: the truth of the model.
 type ledger struct {
-	room   string
-	rev    int64
-	facts  facts
-	at     map[int64]facts // the room at each revision
-	revs   []int64
-	gone   map[placeID]Reason // why incarnations left
-	joins  map[placeID]bool
-	left   map[placeID]bool      // incarnations that left, whatever came then
-	kicked map[placeID]time.Time // when incarnations were kicked
-	kicks  map[string]int        // kicks of connections that may still come
-	held   map[string]bool       // connections that Redis holds back
-	due    map[string]bool       // those of them whose user has just joined
-	joined message               // the last message, if it was a join, or a leave that comes with one
-	told   map[placeID]bool      // incarnations that were kicked, whose clients know it
-	forgot bool                  // Redis has lost the counter: the next message may follow any
+	room       string
+	rev        int64
+	facts      facts
+	at         map[int64]facts // the room at each revision
+	revs       []int64
+	gone       map[placeID]Reason // why incarnations left
+	joins      map[placeID]bool
+	left       map[placeID]bool      // incarnations that left, whatever came then
+	kicked     map[placeID]time.Time // when incarnations were kicked
+	kicks      map[string]int        // kicks of connections that may still come
+	kickLeaves int                   // so far
+	held       map[string]bool       // connections that Redis holds back
+	due        map[string]bool       // those of them whose user has just joined
+	joined     message               // the last message, if it was a join, or a leave that comes with one
+	told       map[placeID]bool      // incarnations that were kicked, whose clients know it
+	forgot     bool                  // Redis has lost the counter: the next message may follow any
 }
 
 // placeID is an incarnation.
@@ -317,7 +318,7 @@ func (m *model) judgeSnapshot(l *ledger, rev int64, list []wireEntry, latest tim
 	}
 	for _, e := range list {
 		p := m.place(l.room, e.ConnID)
-		if !p.in || p.epoch != e.Epoch || l.facts[e.ConnID].epoch != e.Epoch {
+		if !p.in || p.epoch != e.Epoch || l.facts[e.ConnID].epoch != e.Epoch || m.losing() { // Redis may have lost when it was heard of
 			continue
 		}
 		for _, heard := range p.heartbeats {

@@ -25,7 +25,7 @@ func (m *model) kick() {
 	if len(conns) == 0 {
 		conns = []string{m.clients[0].id}
 	}
-	k := &modelKick{ledger: l, conn: conns[m.random.IntN(len(conns))], seen: len(l.kicked), began: time.Now()}
+	k := &modelKick{ledger: l, conn: conns[m.random.IntN(len(conns))], seen: l.kickLeaves, began: time.Now()}
 	n := m.nodes[m.random.IntN(len(m.nodes))]
 	m.note("n%d kicks %s", n.index, k.conn)
 	l.kicks[k.conn]++
@@ -48,7 +48,7 @@ func (m *model) finishKicks() {
 		_, there := k.facts[k.conn]
 		switch err := *done; {
 		case err == nil:
-			if len(k.kicked) == k.seen {
+			if k.kickLeaves == k.seen {
 				m.wrong("G7: a kick of %s worked, and nobody was kicked", k.conn)
 			}
 		case hasCode(err, CodeNotJoined):
@@ -109,6 +109,7 @@ func (m *model) enterLeave(l *ledger, e message) {
 	delete(l.due, e.ConnID)
 	l.left[placeID{e.ConnID, e.Epoch}] = true
 	if e.Reason == ReasonKicked {
+		l.kickLeaves++
 		l.kicked[placeID{e.ConnID, e.Epoch}] = time.Now()
 		m.culled = m.culled || !m.calm // if the message is lost
 	}

@@ -48,9 +48,6 @@ func (m *model) lose() {
 	}
 	l := m.rooms[m.random.IntN(len(m.rooms))]
 	what := modelLoss(m.random.IntN(3))
-	if m.lossy && what == losesCounter { // together with the first message of a room, its loss leaves no sign
-		what = losesAll
-	}
 	m.note("Redis loses %s", []string{"all data", "all, and starts anew", "the counter of " + l.room}[what])
 	m.lostAt = time.Now()
 	if what == losesCounter {

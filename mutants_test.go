@@ -68,10 +68,10 @@ var mutants = []mutant{
 	{"Redis is trusted at once after it refused writes", "reaper_contact.go", "c.since = now\n", "c.since = map[bool]time.Time{false: now}[MUTANT]\n", aboutRefusals},
 	{"a command without an answer is taken for one that has it", "presence_call.go", "if len(list) != 1 {", "if len(list) != 1 && !MUTANT {", aboutRefusals},
 	{"who is missing after a loss of data is told as gone at once", "room_repair.go", "if !until.After(r.repair.readBegan) {", "if !until.After(r.repair.readBegan) || MUTANT {", aboutLoss},
-	{"a member of this node is told as gone after a loss of data", "room_repair.go", "return m.stands()", "return m.stands() && !MUTANT", aboutLoss},
+	{"a member of this node is told as gone after a loss of data", "room_repair.go", "return m.stands() && !m.standsIn(s)", "return m.stands() && !m.standsIn(s) && !MUTANT", aboutLoss},
 	{"who left during a loss of data is not told as gone", "room_repair.go", "if r.repair.checking || len(r.repair.keptMissing) == 0 {", "if r.repair.checking || len(r.repair.keptMissing) == 0 || MUTANT {", aboutLoss},
 	{"who was lost is not put back", "room.go", "return slices.Collect(maps.Values(r.owned))", "if MUTANT {\n\t\treturn nil\n\t}\n\treturn slices.Collect(maps.Values(r.owned))", aboutLoss},
-	{"a kick is forgotten with its fence", "heal.go", "return m.Epoch <= m.kicked.Load() && !m.rejoinInFlight", "return m.Epoch <= m.kicked.Load() && !m.rejoinInFlight && !MUTANT", aboutLoss | aboutKicks},
+	{"a kick is forgotten with its fence", "heal.go", "kicked := m.kicked.Load()", "kicked := m.kicked.Load()\n\tif MUTANT {\n\t\treturn false\n\t}", aboutLoss | aboutKicks},
 	{"a join of unknown outcome is not taken back", "handle_join.go", "if len(before) > 0 || isUnavailable(err) {", "if !MUTANT && (len(before) > 0 || isUnavailable(err)) {", aboutLateCalls},
 }
 

@@ -174,7 +174,7 @@ func (r *room) sparer(s Snapshot) func(Entry) bool {
 	same := s.Rev == r.replica.stored // no change was missed, so who is missing was lost
 	return func(e Entry) bool {
 		if m := r.owned[e.ConnID]; m != nil && !m.entering() {
-			return m.stands()
+			return m.stands() && !m.standsIn(s) // else the newer copy is of a join of unknown outcome that was lost
 		}
 		until, already := before[e.ConnID]
 		if !already {
@@ -209,10 +209,12 @@ func (r *room) tellGone(s Snapshot) {
 	}
 }
 
-// dropStale takes a message that a read came before. Of a member that was kept in that read it tells that it left. r.mu is held.
+// dropStale takes a message that a read came before. Of a member that was kept in that read it tells that it left: one that Redis may have
+// lost, or one of this node whose request was at work. r.mu is held.
 func (r *room) dropStale(m message) {
 	e, there := r.replica.entries.get(m.ConnID)
-	if m.Type != EventLeave || !r.holds() || !there || e.Epoch > m.Epoch || e.Rev >= m.Rev {
+	kept := r.holds() || r.owned[m.ConnID] != nil
+	if m.Type != EventLeave || !kept || !there || e.Epoch > m.Epoch || e.Rev >= m.Rev {
 		return
 	}
 	m.Rev = r.replica.rev

@@ -88,6 +88,47 @@ func TestAFirstJoinAtWorkIsSpared_G3(t *testing.T) {
 	})
 }
 
+// TestTheLeaveOfAMemberAtWorkIsToldAfterAReading_G3 has a reading find that a member of this node is gone whose request is at work, and the message
+// come after it.
+func TestTheLeaveOfAMemberAtWorkIsToldAfterAReading_G3(t *testing.T) {
+	inWorld(t, func(w *world) {
+		a, b := here("a", 8, "{}"), here("b", 9, "{}")
+		w.source.store(10, a, b)
+		e := w.guest(w.room())
+		busy := &membership{room: w.room(), mu: newOperationLock[ofMembership]()}
+		busy.joinedOnce.Store(true)
+		busy.mu.Lock()
+		w.room().own("b", busy)
+		w.readAgain(11, lossSigns{}, a)
+		w.wantHeard(e)
+		w.tell(gone(10, 11, "b"))
+		w.wantHeard(e)
+		kicked := gone(10, 11, "b")
+		kicked.Epoch, kicked.Reason = 9, ReasonKicked
+		w.tell(kicked)
+		w.wantHeard(e, "leave b B 0 @11 null")
+		busy.mu.Unlock()
+	})
+}
+
+// TestALaterCopyThatWasLostIsReplaced_G3 has Redis lose a join of unknown outcome of which this node was told, and its node put the incarnation before
+// it back.
+func TestALaterCopyThatWasLostIsReplaced_G3(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.source.store(10, here("a", 8, "{}"), here("b", 9, "{}"))
+		e := w.guest(w.room())
+		mine := &membership{room: w.room(), mu: newOperationLock[ofMembership](), Member: Member{Conn: "b", User: "B", Epoch: 5, Rev: 5}, rejoinInFlight: true,
+			expiresAt: time.Now().Add(time.Minute)}
+		w.room().own("b", mine)
+		w.readAgain(20, lossSigns{origin: 20}, here("a", 8, "{}"))
+		w.wantHeard(e)
+		back := here("b", 21, "{}")
+		back.Epoch = 5
+		w.readAgain(21, lossSigns{origin: 20}, here("a", 8, "{}"), back)
+		w.wantHeard(e, "join b B 1 @21 {}")
+	})
+}
+
 // TestALossIsNotedOnce_G3 has further losses, and changes, follow the first. Nobody who was missing after the first is kept longer for them,
 // and who is put back stays.
 func TestALossIsNotedOnce_G3(t *testing.T) {
