@@ -63,6 +63,7 @@ type Config struct {
 	WebhookURL      string
 	WebhookSecret   string
 	Demo            bool
+	Console         bool
 	LogLevel        slog.Level
 	LogFormat       string // "text" or "json"
 
@@ -231,6 +232,7 @@ func settings() []setting {
 		withCredentials(checked("PRESENCE_WEBHOOK_URL", "", "an http:// or https:// URL", validWebhookURL, func(c *Config) *string { return &c.WebhookURL })),
 		secret(text("PRESENCE_WEBHOOK_SECRET", func(c *Config) *string { return &c.WebhookSecret })),
 		boolean("PRESENCE_DEMO", "true", func(c *Config) *bool { return &c.Demo }),
+		boolean("PRESENCE_CONSOLE", "true", func(c *Config) *bool { return &c.Console }),
 		{name: "PRESENCE_LOG_LEVEL", defaultText: "info", allowed: "debug, info, warn or error", set: setLogLevel},
 		checked("PRESENCE_LOG_FORMAT", "text", "text or json", validLogFormat, func(c *Config) *string { return &c.LogFormat }),
 		milliseconds("PRESENCE_BATCH_MS", "250", 10, minute, func(c *Config) *time.Duration { return &c.Batch }),

@@ -14,10 +14,10 @@ func TestConfigDefaults(t *testing.T) {
 	want := Config{
 		Port: 3000, RedisURL: "redis://localhost:6379",
 		TTL: 30 * time.Second, ReaperInterval: 3 * time.Second, ReaperLookback: time.Minute,
-		NodeLease: 10 * time.Second, Drain: 2 * time.Second, Batch: 250 * time.Millisecond,
+		NodeLease: 10 * time.Second, LastSeen: 168 * time.Hour, Drain: 2 * time.Second, Batch: 250 * time.Millisecond,
 		MaxIDBytes: 200, MaxStateBytes: 16384, MaxStateDepth: 64, MaxRoomsPerSocket: 32, MaxWatchedUsers: 500,
 		RatePerSecond: 50, RateBurst: 100, MaxInputPerSecond: 1000, MaxInputBytesPerSecond: 1048576, MaxMessageBytes: 65536, MaxPollBytes: 1048576, MaxUnsentBytes: 1048576,
-		Origins: []string{"*"}, SocketIOAdapter: true, Demo: true, LogLevel: slog.LevelInfo, LogFormat: "text",
+		Origins: []string{"*"}, SocketIOAdapter: true, Demo: true, Console: true, LogLevel: slog.LevelInfo, LogFormat: "text",
 	}
 	for name, environ := range map[string][]string{
 		"empty":           nil,
@@ -51,7 +51,7 @@ func TestEverySetting(t *testing.T) {
 		"PRESENCE_JWT_SECRET=0123456789abcdef0123456789abcdef", "PRESENCE_JWT_ISSUER=i", "PRESENCE_JWT_AUDIENCE=a",
 		"PRESENCE_API_KEY=k", "PRESENCE_SHARDED_PUBSUB=true", "PRESENCE_SOCKETIO_ADAPTER=false",
 		"PRESENCE_PONG_KEEPS_ALIVE=1", "PRESENCE_WEBHOOK_URL=https://hook", "PRESENCE_WEBHOOK_SECRET=s",
-		"PRESENCE_LAST_SEEN_MS=2147483648", "PRESENCE_DEMO=0", "PRESENCE_LOG_LEVEL=error", "PRESENCE_LOG_FORMAT=json",
+		"PRESENCE_LAST_SEEN_MS=2147483648", "PRESENCE_DEMO=0", "PRESENCE_CONSOLE=false", "PRESENCE_LOG_LEVEL=error", "PRESENCE_LOG_FORMAT=json",
 	}
 	want := Config{
 		RedisURL: "rediss://u:p@h:1/2", RedisURLGiven: true, RedisUsername: "v", TTL: 300 * time.Millisecond, ReaperInterval: 50 * time.Millisecond,

@@ -146,6 +146,9 @@ func (n *node) wire(config Config) {
 	mux := http.NewServeMux()
 	mux.Handle("/socket.io/", n.sockets)
 	mountPage(mux, config.Demo, rand.Text()[:6])
+	if config.Console && config.APIKey != "" {
+		mountConsole(mux)
+	}
 	site := &web{service: n.service, hub: n.hub, casts: n.casts, apiKey: config.APIKey, unready: n.unready, log: n.log}
 	mux.Handle("GET /metrics", n.metrics.handler(n.log))
 	n.server = newHTTPServer(site.before(mux))

@@ -41,6 +41,14 @@ func mountPage(mux *http.ServeMux, demo bool, node string) {
 	}
 }
 
+// mountConsole adds the operator's page. It holds no data: its script asks for the API key, and by it for all that it shows.
+func mountConsole(mux *http.ServeMux) {
+	mux.Handle("GET /console", newWebFile("console.html", ""))
+	for _, name := range []string{"console.css", "console.js", "console-list.js", "console-plots.js"} {
+		mux.Handle("GET /"+name, newWebFile(name, ""))
+	}
+}
+
 // webFile is a file of the folder web, as it is served.
 type webFile struct {
 	name, tag string

@@ -19,6 +19,9 @@ import (
 func pageMux(demo bool) *http.ServeMux {
 	mux := http.NewServeMux()
 	mountPage(mux, demo, "NODE42")
+	if demo {
+		mountConsole(mux)
+	}
 	return mux
 }
 
@@ -37,7 +40,7 @@ func TestWhatThePageIsMadeOfIsServed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	served := map[string]string{"index.html": "/", "socket.io.esm.min.js": "/socket.io/socket.io.esm.min.js"}
+	served := map[string]string{"index.html": "/", "console.html": "/console", "socket.io.esm.min.js": "/socket.io/socket.io.esm.min.js"}
 	for _, entry := range entries {
 		path, ok := served[entry.Name()]
 		if !ok {
@@ -73,7 +76,7 @@ func TestWhatThePageIsMadeOfIsServed(t *testing.T) {
 
 // TestThePageNeedsNobodyElse: the policy forbids scripts and styles within the page, and other servers.
 func TestThePageNeedsNobodyElse(t *testing.T) {
-	for _, name := range []string{"index.html", "demo.css", "demo.js", "sleep.js", "presence.js"} {
+	for _, name := range []string{"index.html", "demo.css", "demo.js", "sleep.js", "presence.js", "console.html", "console.css", "console.js", "console-list.js", "console-plots.js"} {
 		text := readText(t, filepath.Join("web", name))
 		text = strings.ReplaceAll(text, "http://www.w3.org/2000/svg", "")
 		for _, foreign := range []string{"http:", "https:", "innerHTML", "insertAdjacentHTML", "eval(", "<style", " style=", " onclick="} {
