@@ -301,7 +301,7 @@ func jsonFields(value any) (names []string) {
 
 func keyNames() []string {
 	room := keysOf("<roomId>")
-	return append(room.indices(), room.held(), room.events(), probeChannel("<id>"), connKey("<roomId>", "<connId>"), kickKey("<roomId>", "<connId>"), activeRoomsKey, userKey("<userId>"),
+	return append(room.indices(), room.held(), room.devices(), room.events(), probeChannel("<id>"), connKey("<roomId>", "<connId>"), kickKey("<roomId>", "<connId>"), activeRoomsKey, userKey("<userId>"), lastSeenKey("<userId>"),
 		leasesKey, nodeRoomsKey("<node>"))
 }
 
