@@ -346,10 +346,15 @@ func (l *pipeline) send(batch []*pipelinedCall) {
 		e.cmd = scriptCmd(l.of.ctx, e.command, e.script, e.keys, e.args)
 		_ = pipe.Process(l.of.ctx, e.cmd)
 	}
-	over := make(chan struct{})
-	late := time.AfterFunc(pipelineLate, func() { l.of.work.Go(func() { l.relieve(over) }) })
+	over, relieving := make(chan struct{}), make(chan struct{})
+	late := time.AfterFunc(pipelineLate, func() {
+		defer close(relieving)
+		l.of.work.Go(func() { l.relieve(over) })
+	})
 	_, _ = pipe.Exec(l.of.ctx) // each command has an error of its own: completeAnswers sees to it
-	late.Stop()
+	if !late.Stop() {
+		<-relieving // no goroutine may begin after those of the pipelines have ended, to which this one belongs
+	}
 	close(over)
 	for _, e := range list {
 		e.settle()
