@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"fmt"
+	"hash/maphash"
 	"log/slog"
 	"sync/atomic"
 	"time"
@@ -276,4 +277,14 @@ func (b *bridge) slotMoved(l *line, room string) {
 		cluster.ReloadState(b.ctx)
 	}
 	b.wake.send()
+}
+
+var spreadSeed = maphash.MakeSeed()
+
+// spread gives a number below n for an id, the same for the life of the process.
+func spread(id string, n int) int {
+	if n == 1 {
+		return 0
+	}
+	return int(maphash.String(spreadSeed, id) % uint64(n))
 }

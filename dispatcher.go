@@ -1,7 +1,6 @@
 package main
 
 import (
-	"hash/maphash"
 	"time"
 )
 
@@ -29,16 +28,6 @@ type batch struct {
 
 func newDispatcher(h *hub) *dispatcher {
 	return &dispatcher{hub: h, rooms: map[string]*room{}, batch: batch{hub: h}}
-}
-
-var spreadSeed = maphash.MakeSeed()
-
-// spread gives a number below n for an id, the same for the life of the process.
-func spread(id string, n int) int {
-	if n == 1 {
-		return 0
-	}
-	return int(maphash.String(spreadSeed, id) % uint64(n))
 }
 
 func (d *dispatcher) acquire(id string) *room {
