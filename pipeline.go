@@ -14,13 +14,10 @@ import (
 )
 
 const (
-	// Calls that share one round trip at most, and round trips to one master at the same time.
+	// Calls that share one round trip at most, and round trips to one master at the same time: the three calls that a first join of a
+	// room makes at once, and one more. With more of them, fewer calls share one where Redis is busy.
 	pipelineBatch   = 64
-	pipelineWorkers = 3
-
-	// A round trip that takes so long does not hold up the calls behind it: another one may begin beside it, up to so many more.
-	pipelineLate    = time.Millisecond
-	pipelineReliefs = 5
+	pipelineWorkers = 4
 
 	// Keys of calls that share one EVALSHA at most, so that Redis is not held up: some 10 µs go with each.
 	mergedKeys = 256
@@ -216,8 +213,6 @@ type pipeline struct {
 	calls  chan *pipelinedCall
 	owes   atomic.Bool // and a probe is under way
 
-	reliefs atomic.Int32
-
 	ctx  context.Context // ends when the master is forgotten
 	stop context.CancelFunc
 }
@@ -302,24 +297,6 @@ func (l *pipeline) serve() {
 	}
 }
 
-// relieve serves in the place of a worker whose round trip takes long, until that is over.
-func (l *pipeline) relieve(over <-chan struct{}) {
-	defer l.reliefs.Add(-1)
-	if l.reliefs.Add(1) > pipelineReliefs {
-		return
-	}
-	for {
-		select {
-		case <-over:
-			return
-		case <-l.ctx.Done():
-			return
-		case c := <-l.calls:
-			l.send(l.gather(c))
-		}
-	}
-}
-
 // gather takes what waits behind the first call.
 func (l *pipeline) gather(first *pipelinedCall) []*pipelinedCall {
 	batch := append(make([]*pipelinedCall, 0, 1+len(l.calls)), first)
@@ -346,16 +323,7 @@ func (l *pipeline) send(batch []*pipelinedCall) {
 		e.cmd = scriptCmd(l.of.ctx, e.command, e.script, e.keys, e.args)
 		_ = pipe.Process(l.of.ctx, e.cmd)
 	}
-	over, relieving := make(chan struct{}), make(chan struct{})
-	late := time.AfterFunc(pipelineLate, func() {
-		defer close(relieving)
-		l.of.work.Go(func() { l.relieve(over) })
-	})
 	_, _ = pipe.Exec(l.of.ctx) // each command has an error of its own: completeAnswers sees to it
-	if !late.Stop() {
-		<-relieving // no goroutine may begin after those of the pipelines have ended, to which this one belongs
-	}
-	close(over)
 	for _, e := range list {
 		e.settle()
 	}

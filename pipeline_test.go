@@ -86,7 +86,7 @@ func TestScriptsThatWaitShareARoundTrip(t *testing.T) {
 	}
 	trips, scripts, evals := hook.trips.Load(), hook.scripts.Load(), hook.evals.Load()
 	// More than the workers can take before the gate: up to a whole batch each. All others wait behind them.
-	const calls = (pipelineWorkers + pipelineReliefs + 2) * pipelineBatch
+	const calls = (pipelineWorkers + 2) * pipelineBatch
 	open := hook.shut(t)
 	var work sync.WaitGroup
 	for range calls {
@@ -97,7 +97,7 @@ func TestScriptsThatWaitShareARoundTrip(t *testing.T) {
 			}
 		})
 	}
-	eventually(t, 5*time.Second, "the workers and their reliefs are busy", func() bool { return hook.trips.Load()-trips == pipelineWorkers+pipelineReliefs })
+	eventually(t, 5*time.Second, "the workers are busy", func() bool { return hook.trips.Load()-trips == pipelineWorkers })
 	eventually(t, 5*time.Second, "the rest waits", func() bool { return len(p.lines[p.single].calls) == pipelineBatch })
 	open()
 	work.Wait()
