@@ -1,7 +1,7 @@
 // The demo page: shows a room as presence.js sees it, and does to the connection what happens in real life.
 import { afterAll, closeLid, openLid } from "/sleep.js"; // first, so that the others can be put to sleep
 import { io } from "/socket.io/socket.io.esm.min.js";
-import { joinRoom, watchUsers } from "/presence.js";
+import { autoAway, isAway, joinRoom, watchUsers } from "/presence.js";
 
 const SLEEP_MS = 40_000;
 const STOPPED_TYPING_MS = 2_000;
@@ -50,6 +50,7 @@ const count = (n, one, many) => `${n} ${n === 1 ? one : many}`;
 let socket;
 let room;
 let friends;
+let stopAway;
 const cards = new Map(); // of the people, by user
 const rows = new Map(); // of the friends, by user
 
@@ -76,6 +77,7 @@ function enter(roomId, userId) {
   socket = io({ transports: ["websocket"] });
   socket.on("connect_error", ({ message }) => showRefusal(`No connection: ${message}`));
   room = joinRoom(socket, { roomId, userId, state: { mood: mood() } });
+  stopAway = autoAway(room, { idleMs: 60_000 });
   room.on("change", show);
   room.on("status", showStatus);
   room.on("error", ({ error, retrying }) => showRefusal(retrying ? `${error}. Trying again.` : error));
@@ -94,6 +96,7 @@ function enter(roomId, userId) {
 }
 
 async function leave() {
+  stopAway();
   await Promise.all([room.leave(), friends.stop()]);
   socket.disconnect();
   for (const userId of rows.keys()) showFriend({ userId });
@@ -170,7 +173,7 @@ function fillCard(card, userId, members) {
   const latest = members.reduce((a, b) => (b.rev > a.rev || (b.rev === a.rev && b.epoch > a.epoch) ? b : a));
   const { mood, note } = said(latest.state);
   const typing = members.some(({ state }) => state.typing);
-  const tags = [userId === room.userId ? "you" : "", members.length > 1 ? `${members.length} tabs` : ""];
+  const tags = [userId === room.userId ? "you" : "", members.length > 1 ? `${members.length} tabs` : "", isAway(room.users.get(userId)) ? "idle" : ""];
   card.dataset.mood = mood;
   card.querySelector(".tag").textContent = tags.filter(Boolean).join(" · ");
   const says = card.querySelector(".says");

@@ -9,6 +9,9 @@
 //   const friends = watchUsers(socket, ["u-1", "u-2"]); // wherever they are
 //   friends.on("change", ({ userId, online }) => console.log(userId, online));
 //
+//   const stop = autoAway(room, { idleMs: 300_000 }); // patches away
+//   isAway(room.users.get("u-1"));                     // with all devices
+//
 // Nothing is needed beside this file. It runs in browsers, in workers and in Node.js. License: MIT.
 
 /**
@@ -133,6 +136,63 @@ export function watchRoom(socket, wish) {
   if (!(there instanceof Watch)) throw taken(there);
   there.widen(wish);
   return new WatchedRoom(there);
+}
+
+// How somebody at a page shows that they are there.
+const inputs = ["pointerdown", "pointermove", "keydown", "wheel", "touchstart", "focus"];
+
+/**
+ * Keeps `away` in the own state: true while the page is hidden, after `idleMs` without input, and when the machine has slept for so long;
+ * false again with the next input, or when the page is shown. Only changes are sent. Where there is no page, nothing is ever away.
+ *
+ * @param {Room} room
+ * @param {{ idleMs?: number }} [options]  idleMs: milliseconds from 1 to 2147483647; 5 minutes if missing
+ * @returns {() => void}  ends it, and takes `away` back
+ * @throws {RangeError} if idleMs is anything else
+ */
+export function autoAway(room, { idleMs = 300_000 } = {}) {
+  if (!(idleMs >= 1 && idleMs <= 2 ** 31 - 1)) throw new RangeError("idleMs must be from 1 to 2147483647");
+  const page = globalThis.document;
+  if (!page) return () => {};
+  let seen = now();
+  /** @type {ReturnType<typeof setTimeout>} */
+  let timer;
+  const patch = (/** @type {boolean} */ away) => {
+    if ((room.state.away === true) !== away) room.patch({ away });
+  };
+  const look = () => {
+    clearTimeout(timer);
+    const idle = since(seen);
+    const away = page.visibilityState === "hidden" || idle >= idleMs;
+    patch(away);
+    if (!away) timer = setTimeout(look, Math.max(1, idleMs - idle));
+  };
+  const input = () => {
+    seen = now();
+    if (room.state.away === true && page.visibilityState !== "hidden") look();
+  };
+  const shown = () => {
+    if (page.visibilityState !== "hidden") seen = now();
+    look();
+  };
+  const ends = inputs.map((name) => listen(globalThis, name, input));
+  ends.push(listen(page, "visibilitychange", shown));
+  look();
+  return () => {
+    clearTimeout(timer);
+    for (const end of ends) end();
+    patch(false);
+  };
+}
+
+/**
+ * Whether a user is away with all devices: an entry of `users` of a room. Nobody is not away.
+ *
+ * @param {Map<string, Member> | undefined} user
+ * @returns {boolean}
+ */
+export function isAway(user) {
+  return !!user && user.size > 0 && [...user.values()].every(({ state }) => state.away === true);
 }
 
 /** @param {RoomView} view */

@@ -8,7 +8,7 @@ import { readFileSync } from 'node:fs';
 import { beforeEach, mock, test } from 'node:test';
 
 const text = readFileSync(new URL('../../web/presence.js', import.meta.url), 'utf8');
-const { joinRoom, watchRoom, watchUsers } = await import(`data:text/javascript,${encodeURIComponent(text)}`);
+const { autoAway, isAway, joinRoom, watchRoom, watchUsers } = await import(`data:text/javascript,${encodeURIComponent(text)}`);
 
 beforeEach(() => {
   mock.restoreAll();
@@ -1230,4 +1230,79 @@ test('many users are asked for in parts, and a refusal is repeated', () => {
   knows(socket, {}, ids.slice(200));
   socket.idle();
   assert.deepEqual([watched.status, watched.online.size, refusals.length], ['joined', 250, 1]);
+});
+
+/** A page, as far as autoAway knows one: input is an event of the window. */
+function withPage(body) {
+  const page = Object.assign(new EventTarget(), { visibilityState: 'visible' });
+  const window = new EventTarget();
+  const there = { document: page, addEventListener: window.addEventListener.bind(window), removeEventListener: window.removeEventListener.bind(window) };
+  const before = Object.fromEntries(Object.keys(there).map((name) => [name, Object.getOwnPropertyDescriptor(globalThis, name)]));
+  for (const [name, value] of Object.entries(there)) Object.defineProperty(globalThis, name, { value, configurable: true });
+  try {
+    body({
+      input: (name = 'keydown') => window.dispatchEvent(new Event(name)),
+      show: (visibilityState) => {
+        page.visibilityState = visibilityState;
+        page.dispatchEvent(new Event('visibilitychange'));
+      },
+    });
+  } finally {
+    for (const [name, descriptor] of Object.entries(before)) {
+      if (descriptor) Object.defineProperty(globalThis, name, descriptor);
+      else delete globalThis[name];
+    }
+  }
+}
+
+test('away is patched by input, by visibility and after the sleep of the machine', () => {
+  const { room } = joined();
+  const patches = [];
+  mock.method(room, 'patch', (patch) => {
+    patches.push(patch.away);
+    state = { ...state, ...patch };
+  });
+  let state = { a: 1 };
+  Object.defineProperty(room, 'state', { get: () => state });
+  withPage(({ input, show }) => {
+    const stop = autoAway(room, { idleMs: 10_000 });
+    mock.timers.tick(9_000);
+    input('pointermove'); // ten seconds begin anew
+    mock.timers.tick(9_000);
+    assert.deepEqual(patches, []);
+    mock.timers.tick(1_000);
+    assert.deepEqual(patches, [true]);
+    mock.timers.tick(60_000);
+    input();
+    input();
+    assert.deepEqual(patches, [true, false]);
+    show('hidden');
+    input();
+    assert.deepEqual(patches, [true, false, true]);
+    show('visible');
+    assert.deepEqual(patches, [true, false, true, false]);
+    mock.timers.setTime(Date.now() + 3_600_000); // the machine slept
+    mock.timers.tick(10_000);
+    assert.deepEqual(patches, [true, false, true, false, true]);
+    stop();
+    assert.deepEqual(patches, [true, false, true, false, true, false]);
+    input();
+    show('hidden');
+    mock.timers.tick(60_000);
+    assert.equal(patches.length, 6);
+  });
+  for (const idleMs of [0, -1, NaN, 2 ** 31, 'x']) withPage(() => assert.throws(() => autoAway(room, { idleMs }), RangeError));
+  autoAway(room, { idleMs: 1 })(); // there is no page: nothing happens
+  mock.timers.tick(1_000);
+  assert.equal(patches.length, 6);
+});
+
+test('a user is away with all devices, or not', () => {
+  const members = (...states) => new Map(states.map((state, i) => [`c${i}`, { state }]));
+  assert.equal(isAway(undefined), false);
+  assert.equal(isAway(members()), false);
+  assert.equal(isAway(members({ away: true })), true);
+  assert.equal(isAway(members({ away: true }, { away: false })), false);
+  assert.equal(isAway(members({ away: true }, {})), false);
+  assert.equal(isAway(members({ away: true }, { away: true })), true);
 });
