@@ -13,6 +13,7 @@ const (
 	aboutPauses       // in which much time goes by
 	aboutRefusals     // of writes and logins
 	aboutLoss         // of data in Redis
+	aboutDevices
 )
 
 // concern draws what the schedule is about, and the settings for it.
@@ -25,7 +26,7 @@ func (m *model) concern(forced concern) {
 	for _, c := range []struct {
 		concern
 		percent int
-	}{{aboutKicks, 20}, {aboutGrace, 20}, {aboutRefusals, 10}, {aboutLoss, 20}} {
+	}{{aboutKicks, 20}, {aboutGrace, 20}, {aboutRefusals, 10}, {aboutLoss, 20}, {aboutDevices, 30}} {
 		if m.chance(c.percent) {
 			m.about |= c.concern
 		}

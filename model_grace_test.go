@@ -39,6 +39,7 @@ func (m *model) judgeDue(l *ledger) {
 	}
 	clear(l.due)
 	l.joined = message{}
+	m.judgeTwins(l)
 }
 
 // judgeHeld checks that who is held back stays until the grace is over, or its user joins, and where nothing fails no longer.
@@ -79,6 +80,7 @@ func (m *model) judgeEnd(c *modelClient) {
 type callRoom struct {
 	*ledger
 	conn, user string
+	device     string // as a literal
 	members    int
 	there      bool
 }
@@ -96,11 +98,12 @@ func (m *model) beforeCall(args []any) (before callRoom) {
 		}
 		before = callRoom{ledger: l, conn: fmt.Sprint(own[0])}
 		if name == "join" {
-			before.conn, before.user = fmt.Sprint(own[4]), fmt.Sprint(own[5])
+			before.conn, before.user, before.device = fmt.Sprint(own[4]), fmt.Sprint(own[5]), fmt.Sprint(own[13])
 		}
 		_, before.there = l.facts[before.conn]
 		for conn, member := range l.facts {
-			if !l.held[conn] || member.user != before.user {
+			leaves := l.held[conn] || member.device != "" && literal(member.device) == before.device
+			if member.user != before.user || !leaves || conn == before.conn {
 				before.members++
 			}
 		}

@@ -15,6 +15,7 @@ type fact struct {
 	user       string
 	epoch, rev int64
 	state      string
+	device     string
 }
 
 // facts are a room, by connection.
@@ -25,7 +26,8 @@ func (f facts) String() string {
 	var b []byte
 	for _, conn := range slices.Sorted(maps.Keys(f)) {
 		b = append(append(append(append(b, conn...), '='), f[conn].user...), '/')
-		b = append(append(strconv.AppendInt(b, f[conn].epoch, 10), f[conn].state...), ' ')
+		b = append(append(strconv.AppendInt(b, f[conn].epoch, 10), f[conn].state...), f[conn].device...)
+		b = append(b, ' ')
 	}
 	return string(b)
 }
@@ -56,6 +58,9 @@ type ledger struct {
 	due        map[string]bool       // those of them whose user has just joined
 	joined     message               // the last message, if it was a join, or a leave that comes with one
 	told       map[placeID]bool      // incarnations that were kicked, whose clients know it
+	devices    map[placeID]fact      // incarnations as they came
+	displaced  map[placeID]bool      // incarnations that are not in the room, while a newer one has their device
+	twin       string                // connection that has to leave with the next message, because the last one has its device
 	forgot     bool                  // Redis has lost the counter: the next message may follow any
 }
 
@@ -68,7 +73,7 @@ type placeID struct {
 func newLedger(room string) *ledger {
 	return &ledger{room: room, facts: facts{}, at: map[int64]facts{0: {}}, gone: map[placeID]Reason{}, joins: map[placeID]bool{},
 		left: map[placeID]bool{}, kicked: map[placeID]time.Time{}, kicks: map[string]int{}, held: map[string]bool{}, due: map[string]bool{},
-		told: map[placeID]bool{}}
+		told: map[placeID]bool{}, devices: map[placeID]fact{}, displaced: map[placeID]bool{}}
 }
 
 // published enters a message of Redis and checks it.
@@ -99,6 +104,7 @@ func (m *model) published(l *ledger, payload string) {
 
 // enter checks that a message may follow what was there, and why it came.
 func (m *model) enter(l *ledger, e message) {
+	m.enterReplaced(l, e)
 	old, there := l.facts[e.ConnID]
 	id := placeID{e.ConnID, e.Epoch}
 	reason, left := l.gone[id]
@@ -136,7 +142,8 @@ func (m *model) enter(l *ledger, e message) {
 	m.enterJoin(l, e)
 	delete(l.gone, id)
 	l.joins[id] = true
-	l.facts[e.ConnID] = fact{user: e.UserID, epoch: e.Epoch, rev: e.Rev, state: string(e.State)}
+	l.facts[e.ConnID] = fact{user: e.UserID, epoch: e.Epoch, rev: e.Rev, state: string(e.State), device: e.DeviceID}
+	m.enterDevice(l, e)
 }
 
 // judgeLeave checks that whoever has left may be missed.
@@ -150,7 +157,7 @@ func (m *model) judgeLeave(l *ledger, e message) {
 			m.wrong("false leave: %s was heard of %d ms ago", e.ConnID, silent)
 		}
 	case ReasonReplaced:
-		if !p.joining && !m.troubled {
+		if !l.isFinal(placeID{e.ConnID, e.Epoch}, e.Reason) && !p.joining && !m.troubled {
 			m.wrong("%s is replaced without a join", e.ConnID)
 		}
 	case ReasonKicked:
@@ -202,7 +209,7 @@ func (m *model) see(c *modelClient, e *wireEvent) {
 	if e.Type == string(EventLeave) {
 		delete(v.facts, e.ConnID)
 	} else {
-		v.facts[e.ConnID] = fact{user: e.UserID, epoch: e.Epoch, state: string(e.State)}
+		v.facts[e.ConnID] = fact{user: e.UserID, epoch: e.Epoch, state: string(e.State), device: e.DeviceID}
 	}
 	m.judgeTold(c, e)
 	m.seeOwnEnd(c, e)
@@ -302,7 +309,7 @@ func (m *model) judgeAck(c *modelClient, text string, came time.Time) {
 func entries(list []wireEntry) facts {
 	f := facts{}
 	for _, e := range list {
-		f[e.ConnID] = fact{user: e.UserID, epoch: e.Epoch, state: string(e.State)}
+		f[e.ConnID] = fact{user: e.UserID, epoch: e.Epoch, state: string(e.State), device: e.DeviceID}
 	}
 	return f
 }

@@ -63,9 +63,10 @@ func (m *model) finishKicks() {
 	})
 }
 
-// kickedOut tells whether the client's incarnation in a room was kicked.
+// kickedOut tells whether the client's incarnation in a room was kicked, or replaced.
 func (m *model) kickedOut(l *ledger, c *modelClient) bool {
-	return !l.kicked[placeID{c.id, c.places[l.room].epoch}].IsZero()
+	id := placeID{c.id, c.places[l.room].epoch}
+	return !l.kicked[id].IsZero() || l.displaced[id]
 }
 
 // seeOwnEnd ends what a client may see of a room from which it was kicked.
@@ -75,7 +76,7 @@ func (m *model) seeOwnEnd(c *modelClient, e *wireEvent) {
 		return
 	}
 	p.view.over = true
-	if e.Reason == string(ReasonKicked) {
+	if m.roomOf(e).isFinal(placeID{e.ConnID, e.Epoch}, Reason(e.Reason)) {
 		p.view = nil
 		m.roomOf(e).told[placeID{e.ConnID, e.Epoch}] = true
 	}
@@ -96,7 +97,7 @@ func (m *model) judgeExpelled(l *ledger, c *modelClient) {
 func (m *model) judgeExpulsions() {
 	for _, c := range m.clients {
 		for _, l := range m.rooms {
-			if p := c.places[l.room]; m.kickedOut(l, c) && p.in && p.view != nil && !p.unsure && !p.kickedEarly && !p.view.over && !c.over {
+			if p := c.places[l.room]; m.kickedOut(l, c) && !l.displaced[placeID{c.id, p.epoch}] && p.in && p.view != nil && !p.unsure && !p.kickedEarly && !p.view.over && !c.over {
 				m.wrong("%s was kicked and still hears of the room", c.id)
 			}
 		}
@@ -122,7 +123,7 @@ func (m *model) noteOvertaking(c *heldCall) {
 		return
 	}
 	for _, item := range m.nodes[c.node].messages {
-		if strings.Contains(item.payload, `"reason":"kicked"`) {
+		if strings.Contains(item.payload, `"reason":"kicked"`) || strings.Contains(item.payload, `"reason":"replaced"`) && m.about&aboutDevices != 0 {
 			m.culled, m.blurred = true, true
 		}
 	}

@@ -85,7 +85,7 @@ func (m *model) forget(l *ledger) {
 		l.gone[placeID{conn, member.epoch}] = reasonLost
 	}
 	for id, reason := range l.gone {
-		if reason == ReasonKicked && (!l.told[id] || m.waits(id.conn)) { // its node may not know of the kick, and the fence is lost
+		if l.isFinal(id, reason) && (!l.told[id] || m.waits(id.conn)) { // its node may not know of the kick, and the fence is lost
 			l.gone[id] = reasonLost
 		}
 	}

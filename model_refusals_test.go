@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"slices"
 	"strings"
 	"time"
 
@@ -65,18 +66,25 @@ func (m *model) accept() {
 		return
 	}
 	m.note("Redis refuses nothing any more")
-	m.refuses, m.refusedAt = refusesNothing, time.Now()
+	if m.refuses = refusesNothing; m.refusedRefresh {
+		m.refusedAt, m.refusedRefresh = time.Now(), false
+	}
 }
 
 // refused is the error that Redis answers a call with, nil if it runs it.
 func (m *model) refused(c *heldCall) error {
+	var err error
 	switch {
 	case m.refuses == refusesLogins:
-		return loginRefused
+		err = loginRefused
 	case m.refuses == refusesWrites && !m.onlyReads(c.cmds[0].Args()):
-		return writeRefused
+		err = writeRefused
 	}
-	return nil
+	refreshes := []string{"heartbeat", "patch", "restore", "probe", "renew_lease"}
+	if err != nil && slices.Contains(refreshes, m.script(c.cmds[0].Args())) {
+		m.refusedRefresh = true // else nobody can know that a refresh would have been refused
+	}
+	return err
 }
 
 // onlyReads tells whether a call leaves everything as it is.

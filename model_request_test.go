@@ -41,6 +41,10 @@ func (m *model) join(c *modelClient, l *ledger) {
 	if p.in && m.chance(50) {
 		user = p.user
 	}
+	device := ""
+	if d := m.device(); d != "" {
+		device = fmt.Sprintf(`"deviceId":%q,`, d)
+	}
 	p.joining = true
 	began := m.clock()
 	m.begin(c, &modelRequest{
@@ -75,7 +79,7 @@ func (m *model) join(c *modelClient, l *ledger) {
 			p.unsure, p.loose = true, true
 			p.others = append(p.others, user)
 		},
-	}, eventJoin, fmt.Sprintf(`{"roomId":%q,"userId":%q,"state":{"n":%d}}`, l.room, user, n))
+	}, eventJoin, fmt.Sprintf(`{"roomId":%q,"userId":%q,%s"state":{"n":%d}}`, l.room, user, device, n))
 }
 
 func (p *place) heartbeat(began int64) {

@@ -54,7 +54,7 @@ func anys(texts []string) (list []any) {
 func (p roomPicture) judgeTruth() {
 	stored := facts{}
 	for conn, member := range p.meta {
-		stored[conn] = fact{user: member.User, epoch: member.Epoch, rev: member.Rev, state: string(member.State)}
+		stored[conn] = fact{user: member.User, epoch: member.Epoch, rev: member.Rev, state: string(member.State), device: member.Device}
 	}
 	if !maps.Equal(stored, p.facts) {
 		p.wrong("Redis has\n    %s\n  its events make\n    %s", stored, p.facts)

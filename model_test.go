@@ -58,8 +58,9 @@ type model struct {
 	scripts     scripts
 	scriptNames map[string]string
 
-	refuses   modelRefusal
-	refusedAt time.Time // when Redis last stopped to refuse
+	refuses        modelRefusal
+	refusedAt      time.Time // when Redis last stopped to refuse what refreshes members
+	refusedRefresh bool      // it has refused such a call since it began to refuse
 
 	lostAt time.Time // when Redis last lost data
 	losses int

@@ -39,12 +39,21 @@ type arrival struct {
 	epoch              int64
 }
 
-// isFinal tells whether an event ends a membership for good: the member was kicked, or another one with its device came just before.
-// A leave as ReasonReplaced precedes the join of the same connection otherwise.
+// isFinal tells whether an event ends a membership for good: the member was kicked, or replaced by a later one with its device, which
+// comes just before. A leave as ReasonReplaced precedes the join of the same connection otherwise.
 func (p *replica) isFinal(e Event) bool {
-	byDevice := e.Reason == ReasonReplaced && e.DeviceID != "" && e.DeviceID == p.latest.device && e.UserID == p.latest.user &&
-		e.ConnID != p.latest.conn && e.Epoch < p.latest.epoch
-	return e.Type == EventLeave && (byDevice || e.Reason == ReasonKicked)
+	if e.Type != EventLeave || e.Reason != ReasonReplaced || e.DeviceID == "" {
+		return e.Type == EventLeave && e.Reason == ReasonKicked
+	}
+	if isTwin := e.DeviceID == p.latest.device && e.UserID == p.latest.user; isTwin && e.ConnID != p.latest.conn && e.Epoch < p.latest.epoch {
+		return true
+	}
+	for other := range p.entries.all() { // a reading came before, or the message of the join was lost
+		if other.DeviceID == e.DeviceID && other.UserID == e.UserID && other.ConnID != e.ConnID && other.Epoch > e.Epoch {
+			return true
+		}
+	}
+	return false
 }
 
 // noteLatest keeps who came or changed last, if it has a device.
@@ -57,7 +66,7 @@ func (p *replica) noteLatest(e Event) {
 
 func (p *replica) apply(e Event) change {
 	p.rev, p.stored = e.Rev, e.Rev
-	c := change{Event: e, final: p.isFinal(e)}
+	c := change{Event: e, final: e.Type == EventLeave && e.Reason == ReasonKicked}
 	if e.Type == EventLeave {
 		c.before, c.had = p.drop(e.ConnID)
 		return c

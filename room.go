@@ -234,7 +234,7 @@ func (r *room) apply(e Event) {
 	if r.replica.stored == 0 {
 		r.repair.signs.origin = e.Rev
 	}
-	final := r.replica.isFinal(e) && (r.owned[e.ConnID] != nil || e.Reason == ReasonKicked)
+	final := (e.Reason == ReasonKicked || r.owned[e.ConnID] != nil) && r.replica.isFinal(e)
 	if final {
 		r.listeners.hasten(e.ConnID)
 	}
