@@ -278,6 +278,7 @@ func (m *model) allowDelay(call *heldCall) {
 	if m.script(args) != "restore" {
 		return
 	}
+	m.delayed = max(m.delayed, time.Since(call.came).Milliseconds())
 	for _, c := range m.clients {
 		for _, p := range c.places {
 			if slices.Contains(args, any(c.id)) && slices.Contains(args, any(p.epoch)) {

@@ -165,7 +165,7 @@ func (p roomPicture) judgeOuterIndices() {
 		seen, _ := strconv.ParseInt(text, 10, 64)
 		oldest = min(oldest, seen)
 	}
-	latest := max(oldest+modelLookback.Milliseconds(), p.clock()+(claimLease+modelReaperInterval).Milliseconds()) + 2
+	latest := p.delayed + max(oldest+modelLookback.Milliseconds(), p.clock()+(claimLease+modelReaperInterval).Milliseconds()) + 2
 	if due := p.float(8); p.text(8) == "" || int64(due) > latest {
 		p.wrong("the reaper looks at the room at %q, it should by %d", p.text(8), latest)
 	}

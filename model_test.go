@@ -69,15 +69,16 @@ type model struct {
 	about concern // what the schedule is about, beside joins, heartbeats and leaves
 
 	grace    time.Duration
-	limit    int  // members of a room, 0 = any number
-	calm     bool // no call, no message gets lost, and nothing takes long
-	lossy    bool // messages and subscriptions get lost
-	troubled bool // calls get lost, or are late
-	flushed  bool // Redis has lost the scripts
-	resting  bool // nothing fails for now
-	hung     bool // Redis has not answered since it hung
-	blurred  bool // a node has read a room without a member of its own whose leave was on its way
-	culled   bool // a member has left whose client lives: its node may take that for a loss of data
+	limit    int   // members of a room, 0 = any number
+	calm     bool  // no call, no message gets lost, and nothing takes long
+	lossy    bool  // messages and subscriptions get lost
+	troubled bool  // calls get lost, or are late
+	flushed  bool  // Redis has lost the scripts
+	resting  bool  // nothing fails for now
+	hung     bool  // Redis has not answered since it hung
+	blurred  bool  // a node has read a room without a member of its own whose leave was on its way
+	delayed  int64 // ms that a call that puts a member back has waited at most
+	culled   bool  // a member has left whose client lives: its node may take that for a loss of data
 
 	rooms   []*ledger
 	nodes   []*modelNode

@@ -231,7 +231,7 @@ func (r *room) keep(m message) {
 
 // apply changes the replica and tells the receivers. r.mu is held.
 func (r *room) apply(e Event) {
-	if r.replica.stored == 0 {
+	if r.replica.stored == 0 && r.replica.entries.len() == 0 { // with members, the counter was lost
 		r.repair.signs.origin = e.Rev
 	}
 	final := (e.Reason == ReasonKicked || r.owned[e.ConnID] != nil) && r.replica.isFinal(e)

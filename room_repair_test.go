@@ -69,6 +69,19 @@ func TestAFirstCounterIsNoLossOfData_G3(t *testing.T) {
 	})
 }
 
+// TestALostCounterIsNoFirstOne_G3 has a room first read while its counter is lost. What begins anew is known to be another counter then.
+func TestALostCounterIsNoFirstOne_G3(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.source.store(0, here("a", 8, "{}"))
+		e := w.guest(w.room())
+		w.tell(joined(0, 10, "b"))
+		w.readAgain(20, lossSigns{origin: 10}, here("b", 10, "{}"))
+		w.wantHeard(e, "join b B 1 @10 {}")
+		w.pass(lossPatience)
+		w.wantHeard(e, "join b B 1 @10 {}", "leave a A 0 @20")
+	})
+}
+
 // TestAFirstJoinAtWorkIsSpared_G3 has Redis lose a member of this node whose first join is not yet answered.
 func TestAFirstJoinAtWorkIsSpared_G3(t *testing.T) {
 	inWorld(t, func(w *world) {
