@@ -274,12 +274,17 @@ func (l *listeners) tellRemoved(e Event) {
 	if to == nil {
 		return
 	}
-	batch := l.subscriptions[to].mode() == modeBatch
+	before := l.subscriptions[to]
+	batch := before.mode() == modeBatch
+	var others changes // that are not told yet: a reading may find several
 	if batch {
 		l.cast(l.room.hub.encode.event(e), to)
+		others = l.window.since(before.span)
+		delete(others, e.ConnID)
 	}
 	l.dismiss(to, asMember)
 	if s := l.subscriptions[to]; batch && !s.empty() && s.mode() == modeBatch {
+		l.castBatch(others, []receiver{to})
 		l.again(to)
 	}
 }

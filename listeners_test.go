@@ -321,3 +321,30 @@ func TestPagesOfAReplica(t *testing.T) {
 		}
 	}
 }
+
+// TestAWatcherWhoseMembershipIsRemovedHearsOfTheOthers_G3 has a reading find that a member was kicked whose socket watches the room as well, and
+// that somebody else came.
+func TestAWatcherWhoseMembershipIsRemovedHearsOfTheOthers_G3(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.hub.encode.batch = func(b Batch) frame {
+			var text []string
+			for _, e := range b.Events {
+				text = append(text, said(e))
+			}
+			return frame(fmt.Sprintf("batch @%d %d: %s", b.Rev, b.Count, strings.Join(text, ", ")))
+		}
+		w.source.store(10, here("a", 8, "{}"))
+		r, e := w.room(), &ear{id: "a"}
+		for _, as := range []role{asMember, asWatcher} {
+			if err := r.admit(w.Context(), newWaiter(0, e, as, modeBatch, func(*view) frameParts { return nil })); err != nil {
+				t.Fatal(err)
+			}
+		}
+		r.own("a", &membership{room: r, mu: newOperationLock[ofMembership](), ended: true})
+		w.readAgain(14, lossSigns{}, here("b", 13, "{}"))
+		w.wantHeard(e, "leave a A 0 @14", "batch @14 1: join b B 1 @14 {}")
+		w.tell(gone(14, 15, "b"))
+		w.pass(w.hub.batchEvery)
+		w.wantHeard(e, "leave a A 0 @14", "batch @14 1: join b B 1 @14 {}", "batch @15 0: leave b B 0 @15 null")
+	})
+}
