@@ -276,17 +276,28 @@ func (l *listeners) tellRemoved(e Event) {
 	}
 	before := l.subscriptions[to]
 	batch := before.mode() == modeBatch
-	var others changes // that are not told yet: a reading may find several
 	if batch {
-		l.cast(l.room.hub.encode.event(e), to)
-		others = l.window.since(before.span)
-		delete(others, e.ConnID)
+		l.tellRemovedInBatches(e, to, before.span)
 	}
 	l.dismiss(to, asMember)
 	if s := l.subscriptions[to]; batch && !s.empty() && s.mode() == modeBatch {
-		l.castBatch(others, []receiver{to})
 		l.again(to)
 	}
+}
+
+// inBatches tells whether a member of this node is told of the room in batches.
+func (l *listeners) inBatches(conn string) bool {
+	to := l.member(conn)
+	return to != nil && l.subscriptions[to].mode() == modeBatch
+}
+
+// tellRemovedInBatches tells it by an event, or with what a reading has found besides.
+func (l *listeners) tellRemovedInBatches(e Event, to receiver, span int64) {
+	if untold := l.window.since(span); len(untold) > 1 {
+		l.castBatch(untold, []receiver{to})
+		return
+	}
+	l.cast(l.room.hub.encode.event(e), to)
 }
 
 // settle sends what is due, and has the rest sent in time.

@@ -342,9 +342,9 @@ func TestAWatcherWhoseMembershipIsRemovedHearsOfTheOthers_G3(t *testing.T) {
 		}
 		r.own("a", &membership{room: r, mu: newOperationLock[ofMembership](), ended: true})
 		w.readAgain(14, lossSigns{}, here("b", 13, "{}"))
-		w.wantHeard(e, "leave a A 0 @14", "batch @14 1: join b B 1 @14 {}")
+		w.wantHeard(e, "batch @14 1: join b B 1 @14 {}, leave a A 0 @14")
 		w.tell(gone(14, 15, "b"))
 		w.pass(w.hub.batchEvery)
-		w.wantHeard(e, "leave a A 0 @14", "batch @14 1: join b B 1 @14 {}", "batch @15 0: leave b B 0 @15 null")
+		w.wantHeard(e, "batch @14 1: join b B 1 @14 {}, leave a A 0 @14", "batch @15 0: leave b B 0 @15 null")
 	})
 }

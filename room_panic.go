@@ -26,12 +26,20 @@ func (r *room) tellAll(stored int64, changes []change) {
 			r.replica.takeBack(stored, changes[told:]...)
 		}
 	}()
+	var removed []Event
 	for _, c := range changes {
 		r.listeners.tell(c)
-		if m := r.owned[c.ConnID]; c.Type == EventLeave && m != nil && m.isOver() { // kicked, and the message was lost
+		m := r.owned[c.ConnID]
+		switch over := c.Type == EventLeave && m != nil && m.isOver(); { // kicked, and the message was lost
+		case over && r.listeners.inBatches(c.ConnID):
+			removed = append(removed, c.Event)
+		case over:
 			r.listeners.tellRemoved(c.Event)
 		}
 		told++
+	}
+	for _, e := range removed { // a batch tells the room as it is after all changes
+		r.listeners.tellRemoved(e)
 	}
 }
 
