@@ -18,7 +18,8 @@ type modelClient struct {
 	node   *modelNode
 	socket *client
 	places map[string]*place
-	op     *modelRequest // under way, nil if there is none
+	views  map[string]*sight // of the rooms that it is told of
+	op     *modelRequest     // under way, nil if there is none
 	over   bool
 	calls  int
 
@@ -48,7 +49,6 @@ type place struct {
 	state       map[string]int
 	maybe       map[string][]int // of patches with unknown outcome
 	kickedEarly bool             // before the acknowledgement of its join
-	view        *sight           // nil before the acknowledgement of a join and after that of a leave
 }
 
 func (c *modelClient) queue(f frame, _ memberUpdate) bool {
@@ -105,7 +105,7 @@ type modelRequest struct {
 func (m *model) connect() *modelClient {
 	m.born++
 	n := m.nodes[m.random.IntN(len(m.nodes))]
-	c := &modelClient{id: fmt.Sprint("c", m.born), node: n, places: map[string]*place{}}
+	c := &modelClient{id: fmt.Sprint("c", m.born), node: n, places: map[string]*place{}, views: map[string]*sight{}}
 	for _, l := range m.rooms {
 		c.places[l.room] = &place{}
 	}
@@ -141,12 +141,13 @@ func (m *model) end(c *modelClient) {
 	goodbye := m.about&aboutGrace != 0 && m.chance(30)
 	m.note("%s is gone, with a goodbye: %v", c.id, goodbye)
 	c.over = true
+	clear(c.views)
 	c.op = &modelRequest{what: "end", began: time.Now(), acked: true}
 	for room, p := range c.places {
 		if m.grace > 0 && !goodbye && p.in {
 			m.broken[modelPlace{room, c.id}] = time.Now()
 		}
-		p.leaving, p.view = true, nil
+		p.leaving = true
 		c.op.places = append(c.op.places, p)
 	}
 	go func() {
@@ -171,18 +172,22 @@ func (m *model) judgeFrames(c *modelClient) {
 	for i, f := range frames {
 		packet := string(f.packet())
 		ack, isAck := strings.CutPrefix(packet, "43"+strconv.Itoa(c.calls)+"[")
-		text, isEvent := strings.CutPrefix(packet, `42["presence:event",`)
+		name, text, isEvent := strings.Cut(strings.TrimPrefix(packet, `42["`), `",`)
+		text = strings.TrimSuffix(text, "]")
 		switch {
 		case isAck:
 			m.judgeAck(c, strings.TrimSuffix(ack, "]"), came[i])
-		case isEvent && !c.over:
+		case !isEvent || !slices.Contains([]string{eventPresence, eventBatch, eventCount}, name):
+			m.wrong("%s gets %s", c.id, packet)
+		case c.over:
+		case name == eventPresence:
 			var e wireEvent
-			if err := json.Unmarshal([]byte(strings.TrimSuffix(text, "]")), &e); err != nil {
+			if err := json.Unmarshal([]byte(text), &e); err != nil {
 				m.wrong("%s gets an event that nobody can read: %s", c.id, text)
 			}
 			m.see(c, &e)
-		case !isEvent:
-			m.wrong("%s gets %s", c.id, packet)
+		default:
+			m.collected(c, name, text)
 		}
 	}
 }

@@ -14,6 +14,7 @@ const (
 	aboutRefusals     // of writes and logins
 	aboutLoss         // of data in Redis
 	aboutDevices
+	aboutModes // of being told, with watchers and pages
 )
 
 // concern draws what the schedule is about, and the settings for it.
@@ -26,7 +27,7 @@ func (m *model) concern(forced concern) {
 	for _, c := range []struct {
 		concern
 		percent int
-	}{{aboutKicks, 20}, {aboutGrace, 20}, {aboutRefusals, 10}, {aboutLoss, 20}, {aboutDevices, 30}} {
+	}{{aboutKicks, 20}, {aboutGrace, 20}, {aboutRefusals, 10}, {aboutLoss, 20}, {aboutDevices, 30}, {aboutModes, 20}} {
 		if m.chance(c.percent) {
 			m.about |= c.concern
 		}

@@ -177,100 +177,13 @@ func (m *model) judgeLeave(l *ledger, e message) {
 	}
 }
 
-// sight is a room as one client folds it.
-type sight struct {
-	facts    facts
-	rev      int64
-	from     int64    // revision of the acknowledgement
-	together []string // connections of the events with the last revision
-	heard    []int64
-	over     bool  // the client has got its own leave: it need not hear more
-	judged   int64 // revision that judgeViews has seen
-}
-
-// see folds an event into what a client has seen.
-func (m *model) see(c *modelClient, e *wireEvent) {
-	v := c.places[e.RoomID].view
-	switch {
-	case v == nil:
-		m.wrong("G2: %s gets event %d of a room in which it is not", c.id, e.Rev)
-		return
-	case e.Rev < v.rev:
-		m.wrong("G2: %s gets event %d after %d", c.id, e.Rev, v.rev)
-	case e.Rev > v.rev:
-		v.together = nil
-	case m.losing(): // what is found to be lost is told with a revision that was told before
-	case slices.Contains(v.together, e.ConnID) || v.together == nil && !m.culled:
-		m.wrong("G1: %s gets event %d of %s again", c.id, e.Rev, e.ConnID)
-	}
-	v.rev = e.Rev
-	v.together = append(v.together, e.ConnID)
-	v.heard = append(v.heard, e.Rev)
-	if e.Type == string(EventLeave) {
-		delete(v.facts, e.ConnID)
-	} else {
-		v.facts[e.ConnID] = fact{user: e.UserID, epoch: e.Epoch, state: string(e.State), device: e.DeviceID}
-	}
-	m.judgeTold(c, e)
-	m.seeOwnEnd(c, e)
-	if n := v.facts.count(e.UserID); n != e.UserConns {
-		m.wrong("%s hears with event %d that %s has %d connections, and has seen %d", c.id, e.Rev, e.UserID, e.UserConns, n)
-	}
-}
-
-// judgeViews checks that each client has seen the room as it was at the revision that it has reached, and if nothing got
-// lost, every event on the way there.
-func (m *model) judgeViews() {
-	for _, c := range m.clients {
-		for _, l := range m.rooms {
-			v := c.places[l.room].view
-			if v == nil || m.losing() || v.judged == v.rev {
-				continue
-			}
-			v.judged = v.rev
-			if want, known := l.at[v.rev]; !known || !m.same(l, v.facts, want) {
-				m.wrong("G3: %s has at revision %d seen\n    %s\n  and not\n    %s", c.id, v.rev, v.facts, want)
-			}
-			if m.exact() {
-				m.judgeHeard(c.id, l, v)
-			}
-		}
-	}
-}
-
-// same tells whether a client has seen what it should. Where messages get lost, its node may take its time with members whose
-// clients are about to change something, and with removals where it misses members of its own.
-func (m *model) same(l *ledger, seen, want facts) bool {
-	if seen.String() == want.String() || m.culled && !m.exact() {
-		return true
-	}
-	seen, want = maps.Clone(seen), maps.Clone(want)
-	for _, c := range m.clients {
-		if c.places[l.room].busy && !m.exact() {
-			delete(seen, c.id)
-			delete(want, c.id)
-		}
-	}
-	return seen.String() == want.String()
-}
-
-// judgeHeard checks that every event after the acknowledgement came, and came alone.
-func (m *model) judgeHeard(client string, l *ledger, v *sight) {
-	first, _ := slices.BinarySearch(l.revs, v.from+1)
-	last, _ := slices.BinarySearch(l.revs, v.rev+1)
-	last = max(first, last)
-	if !slices.Equal(v.heard, l.revs[first:last]) {
-		m.wrong("G1: after revision %d %s has heard %d, published were %d", v.from, client, v.heard, l.revs[first:last])
-	}
-}
-
 // converged tells what keeps clients from having the room as it is, and nodes from having put back who Redis has lost. It is empty if
 // nothing does.
 func (m *model) converged() (complaint string) {
 	for _, l := range m.rooms {
 		for _, c := range m.clients {
-			if v := c.places[l.room].view; v != nil && !v.over && v.facts.String() != l.facts.String() {
-				return fmt.Sprintf("%s has seen\n    %s\n  the room is\n    %s", c.id, v.facts, l.facts)
+			if v := c.views[l.room]; v != nil && !v.over && !v.is(l.facts, v.facts) {
+				return fmt.Sprintf("%s has seen\n    %s, as %s\n  the room is\n    %s", c.id, v.facts, v, l.facts)
 			}
 		}
 	}
@@ -320,7 +233,7 @@ func (m *model) judgeSnapshot(l *ledger, rev int64, list []wireEntry, latest tim
 	if len(l.revs) == 0 {
 		known = true // an empty room without a counter has any revision
 	}
-	if !m.losing() && (!known || !m.same(l, entries(list), want)) {
+	if !m.losing() && (!known || !m.same(l, wholeSight, entries(list), want)) {
 		m.wrong("G3: the snapshot of revision %d is\n    %s\n  and not\n    %s", rev, entries(list), want)
 	}
 	for _, e := range list {

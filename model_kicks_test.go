@@ -72,23 +72,29 @@ func (m *model) kickedOut(l *ledger, c *modelClient) bool {
 // seeOwnEnd ends what a client may see of a room from which it was kicked.
 func (m *model) seeOwnEnd(c *modelClient, e *wireEvent) {
 	p := c.places[e.RoomID]
-	if e.Type != string(EventLeave) || e.ConnID != c.id || e.Epoch != p.epoch && p.in {
+	if e.Type != string(EventLeave) || e.ConnID != c.id {
 		return
 	}
-	p.view.over = true
-	if m.roomOf(e).isFinal(placeID{e.ConnID, e.Epoch}, Reason(e.Reason)) {
-		p.view = nil
-		m.roomOf(e).told[placeID{e.ConnID, e.Epoch}] = true
+	if e.Epoch != p.epoch && p.in {
+		c.views[e.RoomID].ending[asMember] = m.roomOf(e).isFinal(placeID{e.ConnID, e.Epoch}, Reason(e.Reason)) // of a join that is under way
+		return
+	}
+	l, v := m.roomOf(e), c.views[e.RoomID]
+	v.over = v.chosen[asWatcher] == 0
+	v.ending[asMember] = m.kickedOut(l, c) // where the message was lost, its node may know the reason all the same
+	if l.isFinal(placeID{e.ConnID, e.Epoch}, Reason(e.Reason)) {
+		c.ends(l, asMember)
+		l.told[placeID{e.ConnID, e.Epoch}] = true
 	}
 }
 
 // judgeExpelled checks that a client has got the leave of the incarnation that was kicked before it is told so in another way.
 func (m *model) judgeExpelled(l *ledger, c *modelClient) {
-	p := c.places[l.room]
-	if p.view == nil || p.unsure || !m.kickedOut(l, c) {
+	p, v := c.places[l.room], c.views[l.room]
+	if v == nil || v.chosen[asMember] == 0 || p.unsure || !m.kickedOut(l, c) {
 		return
 	}
-	if member, there := p.view.facts[c.id]; there && member.epoch == p.epoch {
+	if member, there := v.facts[c.id]; there && member.epoch == p.epoch {
 		m.wrong("%s was kicked and has not got its own leave", c.id)
 	}
 }
@@ -97,7 +103,8 @@ func (m *model) judgeExpelled(l *ledger, c *modelClient) {
 func (m *model) judgeExpulsions() {
 	for _, c := range m.clients {
 		for _, l := range m.rooms {
-			if p := c.places[l.room]; m.kickedOut(l, c) && !l.displaced[placeID{c.id, p.epoch}] && p.in && p.view != nil && !p.unsure && !p.kickedEarly && !p.view.over && !c.over {
+			p, v := c.places[l.room], c.views[l.room]
+			if m.kickedOut(l, c) && !l.displaced[placeID{c.id, p.epoch}] && p.in && v != nil && v.chosen[asMember] != 0 && !p.unsure && !p.kickedEarly && !v.over && !c.over {
 				m.wrong("%s was kicked and still hears of the room", c.id)
 			}
 		}

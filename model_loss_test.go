@@ -118,8 +118,10 @@ func (m *model) judgeTold(c *modelClient, e *wireEvent) {
 }
 
 // roomOf is the room of an event that a client of it has got.
-func (m *model) roomOf(e *wireEvent) *ledger {
-	return m.rooms[slices.IndexFunc(m.rooms, func(l *ledger) bool { return l.room == e.RoomID })]
+func (m *model) roomOf(e *wireEvent) *ledger { return m.ledger(e.RoomID) }
+
+func (m *model) ledger(room string) *ledger {
+	return m.rooms[slices.IndexFunc(m.rooms, func(l *ledger) bool { return l.room == room })]
 }
 
 // unhealed names somebody who has to be in a room and whom Redis has lost, "" if there is nobody.

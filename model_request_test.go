@@ -9,6 +9,10 @@ import (
 func (m *model) request(c *modelClient) {
 	l := m.rooms[m.random.IntN(len(m.rooms))]
 	p := c.places[l.room]
+	if m.about&aboutModes != 0 && m.chance(35) {
+		m.look(c, l)
+		return
+	}
 	dice := m.random.IntN(100)
 	if !p.in && dice < 60 {
 		m.join(c, l)
@@ -47,6 +51,7 @@ func (m *model) join(c *modelClient, l *ledger) {
 	}
 	p.joining = true
 	began := m.clock()
+	how, telling := m.telling()
 	m.begin(c, &modelRequest{
 		places: []*place{p},
 		judge: func(m *model, ack wireAck) {
@@ -63,23 +68,25 @@ func (m *model) join(c *modelClient, l *ledger) {
 			if ack.Rev < ack.Self.Epoch || ack.TTLMs != modelTTL.Milliseconds() {
 				m.wrong("the join of %s at %d is answered with revision %d, TTL %d", c.id, ack.Self.Epoch, ack.Rev, ack.TTLMs)
 			}
-			m.judgeSnapshot(l, ack.Rev, ack.Snapshot, modelTTL/2)
+			if how.Limit == 0 {
+				m.judgeSnapshot(l, ack.Rev, ack.Snapshot, modelTTL/2)
+			} else {
+				m.judgePage(l, ack, "", how.Limit)
+			}
 			*p = place{in: true, busy: true, joining: true, user: user, epoch: ack.Self.Epoch, mayBeHeard: p.mayBeHeard,
-				state: map[string]int{"n": n}, maybe: map[string][]int{}, view: p.view}
+				state: map[string]int{"n": n}, maybe: map[string][]int{}}
 			p.kickedEarly = m.kickedOut(l, c)
-			if self := entries(ack.Snapshot)[c.id]; self.epoch != p.epoch && !p.kickedEarly {
+			if self := entries(ack.Snapshot)[c.id]; self.epoch != p.epoch && !p.kickedEarly && how.Limit == 0 {
 				m.wrong("G7: the join of %s at %d is answered without it: %+v", c.id, p.epoch, self)
 			}
 			p.heartbeat(began)
-			if p.view == nil || p.view.over || p.kickedEarly {
-				p.view = &sight{facts: entries(ack.Snapshot), rev: ack.Rev, from: ack.Rev}
-			}
+			m.begins(c, l, ack, asMember, how)
 		},
 		unknown: func(*model) {
 			p.unsure, p.loose = true, true
 			p.others = append(p.others, user)
 		},
-	}, eventJoin, fmt.Sprintf(`{"roomId":%q,"userId":%q,%s"state":{"n":%d}}`, l.room, user, device, n))
+	}, eventJoin, fmt.Sprintf(`{"roomId":%q,"userId":%q,%s"state":{"n":%d}%s}`, l.room, user, device, n, telling))
 }
 
 func (p *place) heartbeat(began int64) {
@@ -134,6 +141,7 @@ func (m *model) heartbeat(c *modelClient, l *ledger, more string, judge func(*mo
 			switch {
 			case !ack.OK && ack.Code == string(CodeNotJoined) && (!p.in || p.unsure || m.kickedOut(l, c)):
 				m.judgeExpelled(l, c)
+				c.ends(l, asMember)
 				*p = place{busy: true, epoch: p.epoch}
 			case ack.OK && l.kicked[placeID{c.id, p.epoch}].After(c.op.began): // it was refreshed before
 			case ack.OK && m.lostSince(c.op.began): // it was refreshed before
@@ -188,27 +196,34 @@ func (m *model) stale(c *modelClient, l *ledger, epoch int64) {
 func (m *model) leave(c *modelClient, l *ledger) {
 	p := c.places[l.room]
 	p.leaving = true
+	if v := c.views[l.room]; v != nil {
+		v.ending[asMember] = true
+	}
 	m.begin(c, &modelRequest{
 		places: []*place{p},
 		judge: func(m *model, ack wireAck) {
 			if _, there := l.facts[c.id]; there || !ack.OK {
 				m.wrong("G7: %s has left: %v, and is there: %v", c.id, ack.OK, there)
 			}
+			c.ends(l, asMember)
 			*p = place{busy: true, leaving: true, epoch: p.epoch}
 		},
 		unknown: func(*model) {
-			*p = place{busy: true, leaving: true, unsure: true, epoch: p.epoch, view: nil}
+			c.ends(l, asMember)
+			*p = place{busy: true, leaving: true, unsure: true, epoch: p.epoch}
 		},
 	}, eventLeave, fmt.Sprintf(`{"roomId":%q}`, l.room))
 }
 
 func (m *model) get(c *modelClient, l *ledger) {
+	asked := c.views[l.room]
 	m.begin(c, &modelRequest{
 		judge: func(m *model, ack wireAck) {
 			if !ack.OK || ack.Count != len(ack.Snapshot) {
 				m.wrong("a get is answered with %+v", ack)
 			}
 			m.judgeSnapshot(l, ack.Rev, ack.Snapshot, modelTTL/2)
+			m.page(c, l, asked, ack)
 		},
 		unknown: func(*model) {},
 	}, eventGet, fmt.Sprintf(`{"roomId":%q}`, l.room))

@@ -77,6 +77,12 @@ var mutants = []mutant{
 	{"who left during a loss of data is not told as gone", "room_repair.go", "if r.repair.checking || len(r.repair.keptMissing) == 0 {", "if r.repair.checking || len(r.repair.keptMissing) == 0 || MUTANT {", aboutLoss},
 	{"who was lost is not put back", "room.go", "return slices.Collect(maps.Values(r.owned))", "if MUTANT {\n\t\treturn nil\n\t}\n\treturn slices.Collect(maps.Values(r.owned))", aboutLoss},
 	{"a kick is forgotten with its fence", "heal.go", "kicked := m.kicked.Load()", "kicked := m.kicked.Load()\n\tif MUTANT {\n\t\treturn false\n\t}", aboutLoss | aboutKicks},
+	{"a page skips a member", "room_answer.go", "\t\t\tp.last = last\n", "\t\t\tp.last = map[bool]string{false: last, true: e.ConnID}[MUTANT]\n", aboutModes},
+	{"a batch is told again", "listeners.go", "\tl.window.restart(l.room.replica.tally())\n", "\tif !MUTANT {\n\t\tl.window.restart(l.room.replica.tally())\n\t}\n", aboutModes},
+	{"who begins within a window is told what its snapshot has", "room_window.go", "if len(w.spans[len(w.spans)-1].touched) > 0 {", "if len(w.spans[len(w.spans)-1].touched) > 0 && !MUTANT {", aboutModes},
+	{"a count is not told", "listeners.go", "\tif len(to) > 0 {\n\t\tl.count.next", "\tif len(to) > 0 && !MUTANT {\n\t\tl.count.next", aboutModes},
+	{"a role that has ended goes on", "listeners.go", "rest.chosen[as] = 0", "rest.chosen[as] = map[bool]eventMode{true: rest.chosen[as]}[MUTANT]", aboutModes},
+	{"a lost join is answered without the member", "handle_join.go", "w.epoch = m.Epoch", "w.epoch = map[bool]int64{false: m.Epoch}[MUTANT]", aboutLoss | aboutLostMessages},
 	{"a join of unknown outcome is not taken back", "handle_join.go", "if len(before) > 0 || isUnavailable(err) {", "if !MUTANT && (len(before) > 0 || isUnavailable(err)) {", aboutLateCalls},
 }
 
