@@ -54,7 +54,7 @@ func (c *connection) join(ctx context.Context, payload []byte, id ackID) ([]byte
 			c.indexLater(m)
 		}
 	case !again:
-		m.ended = true
+		m.ended, c.wasMember = true, true
 		m.room.disown(c.client.ID())
 		c.hub.release(m.room)
 		if len(before) > 0 || isUnavailable(err) {
@@ -91,7 +91,7 @@ func (c *connection) enter(ctx context.Context, r *room, wish Member, how tellin
 		joined.Epoch = 0
 		return joined, err
 	}
-	if floor == 0 {
+	if floor == 0 && c.wasMember {
 		joined.indexedAt = time.Time{} // without an epoch above that of an earlier incarnation: whoever removes that one may take this entry as well
 	}
 	err = c.admit(ctx, r, &joined, how, id)

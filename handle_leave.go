@@ -38,7 +38,7 @@ func (c *connection) forget(m *membership) Member {
 	m.room.disown(c.client.ID())
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.ended = true
+	m.ended, c.wasMember = true, true
 	c.hub.release(m.room)
 	delete(c.rooms, m.Room)
 	return m.present()

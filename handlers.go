@@ -98,13 +98,14 @@ func (h *handlers) broadcast(rooms, except []string, f frame) {
 // connection is one client and the rooms it is in. The session layer calls it for one packet at a time.
 type connection struct {
 	*handlers
-	client  *client
-	rooms   map[string]*membership
-	watched map[string]*room // nil if none
-	users   map[string]bool  // that it watches; nil if none
-	budget  budget
-	grant   *grant  // both nil
-	expiry  *expiry // without authentication
+	client    *client
+	rooms     map[string]*membership
+	watched   map[string]*room // nil if none
+	users     map[string]bool  // that it watches; nil if none
+	wasMember bool             // of a room that it is not in any more: its user's index may yet be told of that
+	budget    budget
+	grant     *grant  // both nil
+	expiry    *expiry // without authentication
 }
 
 // A request answers an event of a client: with an ack, later on its own (nil), or with an error.

@@ -207,10 +207,10 @@ func fillRooms(t testing.TB, s *Service, from, to int, ago time.Duration) {
 	ctx, seen := t.Context(), now(t, s)-ago.Milliseconds()
 	pipe := s.rdb.Pipeline()
 	for i := from; i < to; i++ {
-		room := fmt.Sprint("room", i)
+		room, user := fmt.Sprint("room", i), fmt.Sprint("user", i)
 		k := keysOf(room)
-		pipe.HSet(ctx, k.meta(), "c", fmt.Sprintf(`{"epoch":%d,"rev":%d,"node":"","userLen":3,"userId":"u","state":{}}`, seen, seen))
-		pipe.HSet(ctx, k.members(), "u", 1)
+		pipe.HSet(ctx, k.meta(), "c", fmt.Sprintf(`{"epoch":%d,"rev":%d,"node":"","userLen":%d,"userId":%q,"state":{}}`, seen, seen, len(user)+2, user))
+		pipe.HSet(ctx, k.members(), user, 1)
 		pipe.SAdd(ctx, k.conns(), "c")
 		pipe.ZAdd(ctx, k.lastSeen(), redis.Z{Score: float64(seen), Member: "c"})
 		pipe.Set(ctx, k.revision(), seen, 0)

@@ -63,7 +63,7 @@ func TestOneSenderKeepsToTheLimitOfTheRoom_G3(t *testing.T) {
 		second := func() (bytes int) {
 			before := sent()
 			for range time.Second / every {
-				w.tell(patched(rev, rev+1, "a", fmt.Sprintf(`"%d %s"`, rev+1, pad)))
+				w.tell(patched(rev, rev+1, "a", fmt.Sprintf(`{"n":%d,"pad":"%s"}`, rev+1, pad)))
 				rev++
 				w.pass(every)
 			}
@@ -80,7 +80,7 @@ func TestOneSenderKeepsToTheLimitOfTheRoom_G3(t *testing.T) {
 		w.pass(2 * time.Second)
 		for _, m := range meters {
 			_, last := m.heard()
-			if want := fmt.Sprintf(`update a A 1 @%d "%d x`, rev, rev); !strings.HasPrefix(string(last), want) {
+			if want := fmt.Sprintf(`update a A 1 @%d {"n":%d,`, rev, rev); !strings.HasPrefix(string(last), want) {
 				w.Fatalf("%s is told %.30q last, want %q", m.id, last, want)
 			}
 		}

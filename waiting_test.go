@@ -270,7 +270,7 @@ func wireEvents(t *testing.T, in io.Reader, last int64) (events []string) {
 			t.Errorf("%.50q: %v", packet, err)
 			return events
 		}
-		events = append(events, fmt.Sprintf("%s %s %.3s @%d", e.Type, e.ConnID, strings.TrimLeft(string(e.State), `"`), e.Rev))
+		events = append(events, fmt.Sprintf("%s %s %.3s @%d", e.Type, e.ConnID, strings.TrimPrefix(string(e.State), `{"n":"`), e.Rev))
 		if e.Rev == last {
 			return events
 		}
@@ -305,7 +305,7 @@ func TestASlowReaderEndsWithTheRoom_G3(t *testing.T) {
 		}
 		for i := range patches {
 			tell(func(prev, rev int64) message {
-				return patched(prev, rev, []string{"a", "b"}[i%2], fmt.Sprintf(`"%03d%s"`, i, pad))
+				return patched(prev, rev, []string{"a", "b"}[i%2], fmt.Sprintf(`{"n":"%03d%s"}`, i, pad))
 			})
 			if i == patches/2 {
 				tell(func(prev, rev int64) message { return joined(prev, rev, "c") })
