@@ -142,12 +142,17 @@ func (b *bridge) probeAt(master string) (channel string, err error) {
 func (b *bridge) isBare(dispatcher int) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	return !b.hasLine(dispatcher)
+}
+
+// hasLine tells whether a dispatcher has one. b.mu is held.
+func (b *bridge) hasLine(dispatcher int) bool {
 	for end := range b.lines {
 		if end.dispatcher == dispatcher {
-			return false
+			return true
 		}
 	}
-	return true
+	return false
 }
 
 // probeLines sends the probes, and gives up lines that did not hear theirs. That a line is silent, or that Redis answers on it, does not show that it brings messages.
@@ -180,7 +185,7 @@ func (b *bridge) silentFor() (longest time.Duration) {
 		longest = max(longest, time.Since(l.heardAt))
 	}
 	for end, since := range b.silentSince {
-		if len(b.lines) > 0 && len(b.changed) == 0 { // its rooms have moved
+		if b.hasLine(end.dispatcher) && len(b.changed) == 0 { // its rooms have moved
 			delete(b.silentSince, end)
 			continue
 		}
