@@ -48,7 +48,7 @@ func TestConsoleShowsAndRemoves(t *testing.T) {
 	takesLong(t)
 	t.Parallel()
 	const hostile = `<img src=x onerror="document.title='bad'">`
-	n := startNodeFor(t, realRedis(t), "PRESENCE_API_KEY=the-key")
+	n := startNodeFor(t, backend{url: spawnRedis(t).url, real: true}, "PRESENCE_API_KEY=the-key") // its list of rooms is checked
 	room := uniqueRoom(t) + " " + hostile
 	for i := range 60 {
 		n.member(t, room, fmt.Sprintf("user %02d", i), `{"n":1}`)

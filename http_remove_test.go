@@ -302,7 +302,7 @@ func TestRemovingAUserWithoutRedis(t *testing.T) {
 func TestTheRealClientOfARemovedUserStaysAway(t *testing.T) {
 	t.Parallel()
 	takesLong(t)
-	b, room := realRedis(t), uniqueRoom(t)
+	b, room := backend{url: spawnRedis(t).url, real: true}, uniqueRoom(t)
 	n, other, c := startWithAPI(t, b), startNodeFor(t, b), startClients(t)
 	url := func(n *node) string { return "http://127.0.0.1:" + n.port() }
 	c.open("witness", url(n), room, "websocket")

@@ -14,10 +14,11 @@ import (
 )
 
 const (
-	storeTTL     = 600_000 // ms: members send heartbeats only where that is measured
-	storeWorkers = 8       // pipelines under way at the same time; with one call in each, several times as many
-	fullPipeline = 64      // calls that the server sends in one round trip at most
-	mergedKeys   = 256     // keys of calls that it puts in one EVALSHA at most
+	storeTTL     = 600_000     // ms: members send heartbeats only where that is measured
+	lastSeenTTL  = 604_800_000 // ms
+	storeWorkers = 8           // pipelines under way at the same time; with one call in each, several times as many
+	fullPipeline = 64          // calls that the server sends in one round trip at most
+	mergedKeys   = 256         // keys of calls that it puts in one EVALSHA at most
 	eventOfStore = `{"prev":1700000000000,"rev":1700000000001,"ts":1700000000001,"epoch":1700000000000,"userConns":1,"type":"update",` +
 		`"connId":"conn-0000000000000000","userId":"user-0","roomId":"0","state":{"n":1}}`
 )
@@ -53,8 +54,14 @@ func (m *bareMember) keys() []string {
 	return append(keys, m.hash())
 }
 
+// keysWithDevices are those of a script that may end the member of a device.
+func (m *bareMember) keysWithDevices() []string { return append(m.keys(), roomKey(m.room, "devices")) }
+
 func (m *bareMember) hash() string  { return "prs:conn:{room:" + m.room + "}:" + m.conn }
 func (m *bareMember) index() string { return "prs:user:" + m.user + ":conns" }
+
+// lastSeen is in the slot of index.
+func (m *bareMember) lastSeen() string { return "prs:last_seen:{" + m.index() + "}" }
 
 // telling are the arguments of a script that publishes.
 func (c *capacity) telling(m *bareMember, own ...any) []any {
@@ -309,13 +316,13 @@ func (c *capacity) publishes(ctx context.Context, some []*bareMember) error {
 // churns has members leave and join, with all that new connections cost.
 func (c *capacity) churns(ctx context.Context, some []*bareMember) error {
 	if _, err := c.batch(ctx, some, func(m *bareMember) scriptCall {
-		return newCall(c.scripts.remove, m.keys(), c.telling(m, "left", "", "", m.node, m.conn, m.epoch)...)
+		return newCall(c.scripts.remove, m.keysWithDevices(), c.telling(m, "left", "", "", m.node, m.conn, m.epoch)...)
 	}); err != nil {
 		return err
 	}
 	if _, err := c.batch(ctx, some, func(m *bareMember) scriptCall {
 		publish := c.telling(m)[1]
-		return newCall(c.scripts.unindexUser, []string{m.index()}, publish, m.conn+":"+m.room, m.epoch)
+		return newCall(c.scripts.unindexUser, []string{m.index(), m.lastSeen()}, publish, lastSeenTTL, 0, m.conn+":"+m.room, m.epoch)
 	}); err != nil {
 		return err
 	}
@@ -337,8 +344,8 @@ func (c *capacity) joinAll(ctx context.Context, some []*bareMember) error {
 		return err
 	}
 	return c.okays(ctx, some, func(m *bareMember) scriptCall {
-		return newCall(c.scripts.join, m.keys(),
-			c.telling(m, m.conn, m.user, `"`+m.user+`"`, `{"n":0}`, "", m.node, storeTTL, 0, m.room)...)
+		return newCall(c.scripts.join, m.keysWithDevices(),
+			c.telling(m, m.conn, m.user, `"`+m.user+`"`, `{"n":0}`, "", m.node, storeTTL, 0, m.room, "", 4*storeTTL)...)
 	}, func(m *bareMember, epoch string) { m.epoch, m.rev = epoch, epoch })
 }
 

@@ -32,13 +32,13 @@ func loadScripts(ctx context.Context, masters []*redis.Client) (s scripts, err e
 		flags string
 		files string
 	}{
-		{&s.join, writes, "base room held join"},
+		{&s.join, writes, "base room held devices join"},
 		{&s.heartbeat, alwaysWorks, "base heartbeat"},
 		{&s.patch, writes, "base room patch"},
-		{&s.remove, alwaysWorks, "base room held remove"},
+		{&s.remove, alwaysWorks, "base room held devices remove"},
 		{&s.indexRoom, writes, "base index_room"},
 		{&s.indexUser, writes, "index_user"},
-		{&s.unindexUser, alwaysWorks, "unindex_user"},
+		{&s.unindexUser, alwaysWorks, "base unindex_user"},
 		{&s.renewLease, alwaysWorks, "base renew_lease"},
 		{&s.noteRooms, writes, "note_rooms"},
 	} {
