@@ -359,9 +359,8 @@ func TestWithoutKeysATokenIsNoUse(t *testing.T) {
 	u.join("home", "ann", "{}")
 }
 
-// TestAnExpiredTokenEndsTheConnection for good, within a second.
+// TestAnExpiredTokenEndsTheConnection for good, within a second. It measures time, so it runs beside no other test.
 func TestAnExpiredTokenEndsTheConnection(t *testing.T) {
-	t.Parallel()
 	n := startNodeWithTokens(t, miniRedis(t))
 	witness := n.bearer(t, hs256.token(jwt.MapClaims{"sub": "witness"}))
 	witness.ok(eventJoin, inRoom("home", ""))

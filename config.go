@@ -126,7 +126,7 @@ func lookupSettings(environ []string) (given map[string]string, unknown []string
 	return given, unknown
 }
 
-// oddities says which settings contradict each other.
+// warnings says which settings contradict each other.
 func (c *Config) warnings() (warnings []string) {
 	sources := 0
 	for _, source := range []string{c.JWTSecret, c.JWTPublicKeyFile, c.JWKSFile} {

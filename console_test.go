@@ -62,11 +62,9 @@ func TestConsoleShowsAndRemoves(t *testing.T) {
 	p.open("ann", url, command{"viewport": command{"width": 1280, "height": 860}, "colorScheme": "light"})
 	p.shot("ann", "console-door")
 	p.assertReadable("ann")
-	p.do("ann", "fill", command{"what": "#key", "text": "another key"})
-	p.do("ann", "press", command{"what": "#key", "key": "Enter"})
+	p.enter("ann", "#key", "another key")
 	p.shows("ann", "#refusal", "the API key is missing or wrong")
-	p.do("ann", "fill", command{"what": "#key", "text": "the-key"})
-	p.do("ann", "press", command{"what": "#key", "key": "Enter"})
+	p.enter("ann", "#key", "the-key")
 	p.shows("ann", "#rooms", other)
 	p.shows("ann", "#node", "62 members in 2 rooms")
 
@@ -75,18 +73,7 @@ func TestConsoleShowsAndRemoves(t *testing.T) {
 	p.do("ann", "press", command{"what": "#rooms", "key": "Home"})
 	p.do("ann", "press", command{"what": "#rooms", "key": "Enter"})
 	p.shows("ann", "#members-count", "61 connections of 61 users")
-	p.do("ann", "press", command{"what": "#members", "key": "Home"})
-	for i := 0; ; i++ { // by keyboard to the one with the hostile name
-		p.do("ann", "press", command{"what": "#members", "key": "Enter"})
-		p.shows("ann", "#facts", "Connection")
-		if strings.Contains(p.texts("ann", "#facts")[0], victim.id) {
-			break
-		}
-		if i > 61 {
-			t.Fatal("the member is not in the list")
-		}
-		p.do("ann", "press", command{"what": "#members", "key": "ArrowDown"})
-	}
+	p.chooseMember("ann", victim.id)
 	p.shows("ann", "#facts", hostile)
 	p.shot("ann", "console-room")
 	p.assertReadable("ann")
@@ -100,16 +87,13 @@ func TestConsoleShowsAndRemoves(t *testing.T) {
 		t.Errorf("it left with %q", left.Reason)
 	}
 
-	p.do("ann", "fill", command{"what": "#user", "text": "user 00"})
-	p.do("ann", "press", command{"what": "#user", "key": "Enter"})
+	p.enter("ann", "#user", "user 00")
 	p.shows("ann", "#found", "is online with 2 connections")
-	p.do("ann", "fill", command{"what": "#user", "text": hostile})
-	p.do("ann", "press", command{"what": "#user", "key": "Enter"})
+	p.enter("ann", "#user", hostile)
 	p.shows("ann", "#found", hostile+" is offline, last seen")
 
 	p.open("bob", url, command{"viewport": command{"width": 390, "height": 844}, "colorScheme": "dark"})
-	p.do("bob", "fill", command{"what": "#key", "text": "the-key"})
-	p.do("bob", "press", command{"what": "#key", "key": "Enter"})
+	p.enter("bob", "#key", "the-key")
 	p.shows("bob", "#rooms", room)
 	p.click("bob", `#rooms .row`)
 	p.shows("bob", "#members-count", "60 connections")
@@ -117,10 +101,38 @@ func TestConsoleShowsAndRemoves(t *testing.T) {
 	p.assertReadable("bob")
 	p.click("bob", `role=button[name="Forget the key"]`)
 	p.shows("bob", "#door", "API key")
+	p.wantNoComplaints()
+}
+
+// enter fills a field and sends its form.
+func (p pageUsers) enter(client, what, text string) {
+	p.t.Helper()
+	p.do(client, "fill", command{"what": what, "text": text})
+	p.do(client, "press", command{"what": what, "key": "Enter"})
+}
+
+// chooseMember goes through the list of the console by keyboard until it shows a connection.
+func (p pageUsers) chooseMember(client, conn string) {
+	p.t.Helper()
+	p.do(client, "press", command{"what": "#members", "key": "Home"})
+	for range 62 {
+		p.do(client, "press", command{"what": "#members", "key": "Enter"})
+		p.shows(client, "#facts", "Connection")
+		if strings.Contains(p.texts(client, "#facts")[0], conn) {
+			return
+		}
+		p.do(client, "press", command{"what": "#members", "key": "ArrowDown"})
+	}
+	p.t.Fatalf("%s is not in the list", conn)
+}
+
+// wantNoComplaints wants nothing in the browsers' consoles but the refusal of a wrong key.
+func (p pageUsers) wantNoComplaints() {
+	p.t.Helper()
 	for client, told := range p.told {
 		for _, news := range told {
 			if text := fmt.Sprintf("%s", news.rest); news.what == "complaint" && !strings.Contains(text, "401") {
-				t.Errorf("the browser of %s complains: %s", client, text)
+				p.t.Errorf("the browser of %s complains: %s", client, text)
 			}
 		}
 	}

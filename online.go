@@ -248,7 +248,7 @@ func (o *userWatchers) watchLoop() {
 	}
 }
 
-// lost has every user looked at after a loss of data. It takes a while until they are put back.
+// onDataLoss has every user looked at after a loss of data. It takes a while until they are put back.
 func (o *userWatchers) onDataLoss() {
 	o.mu.Lock()
 	for _, w := range o.users {

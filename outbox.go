@@ -285,14 +285,14 @@ func (o *outbox) shut(why closeError) {
 	}
 }
 
-// cut closes the connection now.
+// abort closes the connection now.
 func (o *outbox) abort(cause error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.abortLocked(cause)
 }
 
-// kill is cut under mu.
+// abortLocked is abort under mu.
 func (o *outbox) abortLocked(cause error) {
 	if o.cause == nil {
 		o.cause = cause

@@ -24,7 +24,7 @@ const (
 	owedWatch = 2 * time.Second
 )
 
-// owedLeave is a leave that Redis has not confirmed, or that is due later. An outage may leave many, so it holds what is
+// pendingLeave is a leave that Redis has not confirmed, or that is due later. An outage may leave many, so it holds what is
 // needed and no more. Times count from pendingLeaves.began.
 type pendingLeave struct {
 	next   *pendingLeave // of the same connection, in another room
@@ -200,7 +200,7 @@ func (o *pendingLeaves) strike(l *pendingLeave) {
 	}
 }
 
-// owes tells whether nobody took the leave or added a later one. o.mu is held.
+// isPending tells whether nobody took the leave or added a later one. o.mu is held.
 func (o *pendingLeaves) isPending(l *pendingLeave) bool {
 	for other := o.conns[l.conn]; other != nil; other = other.next {
 		if other == l {

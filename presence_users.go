@@ -13,7 +13,7 @@ func (s *Service) indexRoom(ctx context.Context, room string, life time.Duration
 	return err
 }
 
-// note makes sure that the index of its user tells of m, until the next call a lookback later.
+// indexIfDue makes sure that the index of its user tells of m, until the next call a lookback later.
 func (s *Service) indexIfDue(ctx context.Context, m *Member, epoch int64) error {
 	now := time.Now()
 	if now.Sub(m.indexedAt) < s.options.Lookback {
@@ -87,12 +87,12 @@ const (
 	// How long the places that members left stay in their users' indices.
 	staleEntriesPause = 100 * time.Millisecond
 
-	// Indices that are tidied at the same time, and for how long at most.
-	departedWorkers = 32
-	departedTime    = time.Second
+	// Indices that stale entries are taken out of at the same time, and for how long at most.
+	staleEntriesWorkers = 32
+	staleEntriesTime    = time.Second
 
-	// Pause before those are tried again that could not be tidied.
-	departedAgain = time.Second
+	// Pause before those are tried again that failed.
+	staleEntriesAgain = time.Second
 )
 
 // staleEntries are places that members left whom their owner removed: nobody puts those back. They are taken out of their
@@ -121,7 +121,7 @@ func (d *staleEntries) cancel(m Member) (indexedAt time.Time) {
 	return indexedAt
 }
 
-// take hands over all places. There are none when it says that nobody is busy with them any more.
+// takeAll hands over all places. There are none when it says that nobody is busy with them any more.
 func (d *staleEntries) takeAll() (users map[string]map[string]staleEntry, busy bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -167,7 +167,7 @@ func (s *Service) dropStale() {
 		}
 		if failed := s.unindexAll(users); len(failed) > 0 && s.ctx.Err() == nil {
 			s.stale.putBack(failed)
-			pause(s.ctx, departedAgain)
+			pause(s.ctx, staleEntriesAgain)
 		}
 	}
 }
@@ -203,11 +203,11 @@ func placesOf(gone []Member) map[string]map[string]staleEntry {
 
 // unindexAll gives those back that it could not take out. After a failure it tries no further.
 func (s *Service) unindexAll(users map[string]map[string]staleEntry) (failed map[string]map[string]staleEntry) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(s.ctx), departedTime)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(s.ctx), staleEntriesTime)
 	defer cancel()
 	var work sync.WaitGroup
 	var mu sync.Mutex
-	slots := make(chan struct{}, departedWorkers)
+	slots := make(chan struct{}, staleEntriesWorkers)
 	for user, places := range users {
 		slots <- struct{}{}
 		work.Go(func() {

@@ -176,7 +176,7 @@ func (r *reaper) reap(ctx context.Context, room string, wasEmpty bool) (next str
 	}
 }
 
-// silence is what a reaper finds in a room.
+// overdueScan is what a reaper finds in a room.
 type overdueScan struct {
 	now          int64 // milliseconds, Redis' clock
 	oldest       int64 // heartbeat of the most silent connection, 0 = the room is empty
@@ -238,7 +238,7 @@ func (r *reaper) removeSilent(ctx context.Context, room string, found overdueSca
 	return len(removed), err
 }
 
-// patience is how long, in milliseconds, a removal may wait for Redis, and a room for another try.
+// answerWithin is how long, in milliseconds, a removal may wait for Redis, and a room for another try.
 func (r *reaper) answerWithin() int64 {
 	return max(r.service.options.ReaperInterval, time.Second).Milliseconds()
 }

@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// doubtLater looks after a while at a difference between the replica and what was returned. In a busy room there is always
+// suspectGapLater looks after a while at a difference between the replica and what was returned. In a busy room there is always
 // one, and only one that the replica has not overcome by then counts. r.mu is held.
 func (r *room) suspectGapLater() {
 	rev, had := r.returned, r.replica.stored

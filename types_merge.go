@@ -41,7 +41,7 @@ type jsonField struct {
 // fewMembers are found sooner one by one than by a map.
 const fewMembers = 16
 
-// member returns the member with that key, made if there is none. It is valid until the next call.
+// field returns the member with that key, made if there is none. It is valid until the next call.
 func (o *orderedObject) field(key []byte) *jsonField {
 	name := unquote(key)
 	if at, ok := o.find(name); ok {
@@ -102,7 +102,7 @@ func isPlain(b []byte) bool {
 	return len(b) > 0 && b[0] > ' ' && b[0] != '{' && b[0] != '[' && b[len(b)-1] > ' ' && bytes.IndexByte(b, '\\') < 0
 }
 
-// numbering gives values that mean the same the same number, and others another one. Its keys are scalars without their
+// canonicalIDs gives values that mean the same the same number, and others another one. Its keys are scalars without their
 // escapes, "]" with the numbers of the elements, and "}" with the numbers of keys and values, sorted by key. So values
 // are compared exactly, from the inside outwards, and each is looked at once.
 type canonicalIDs map[string]uint32
